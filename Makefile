@@ -1,0 +1,51 @@
+# make repro   the whole graph, prompts to verdict      make test    every test but the slow ones
+# make check   lint, format and the graph's own tests   make tiny    the graph on a two-layer model
+# make ui      MLflow in the browser                    make slow    the slow tests
+# make plan    what would run, why and how long         make compare policies and experiments in one table
+# make sync    log to MLflow what DVC has and it lacks
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: repro test slow check tiny ui plan compare sync
+
+repro: .venv/ready .dvc/config
+	dvc repro
+	@cat reports/verdict.txt
+	@echo "report     reports/report.html"
+	@echo "runs       make ui, then http://127.0.0.1:5000"
+
+test: .venv/ready
+	python -m pytest
+
+slow: .venv/ready
+	python -m pytest -m slow
+
+check: .venv/ready
+	ruff check .
+	ruff format --check .
+	python -m pytest -q tests/test_dag.py tests/test_readme.py tests/test_params.py
+
+tiny: .venv/ready
+	python tests/tiny_graph.py .cache/tiny
+
+ui: .venv/ready
+	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+plan: .venv/ready
+	@python -m stages.lib.commands.plan
+
+# make compare ARGS="--baseline closer/dpo"
+compare: .venv/ready
+	@python -m stages.lib.commands.compare $(ARGS)
+
+sync: .venv/ready
+	@python -m stages.lib.commands.sync $(ARGS)
+
+.venv/ready: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plumbline needs Python 3.11 or later; call make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@

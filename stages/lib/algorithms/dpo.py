@@ -1,0 +1,96 @@
+"""Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290) on pairs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from stages.lib import files
+from stages.lib.base import Base
+from stages.lib.lora import LoraTraining
+from stages.lib.records import Name, Pair
+from stages.lib.schema import Refusal
+
+if TYPE_CHECKING:
+    from stages.lib.groups import Group
+    from stages.lib.models import LanguageModel
+
+
+class Dpo(LoraTraining):
+    """An entry of `policies` that is aligned with DPO."""
+
+    algorithm: Literal["dpo"]
+    learns_from: Name
+    """data/pairs."""
+    beta: Annotated[float, Field(gt=0)]
+    """1/nats; larger stays closer to the base."""
+    loss: Literal["sigmoid", "ipo"]
+    """sigmoid is DPO; ipo is Identity Preference Optimization."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    """Probability that a label is flipped."""
+    max_pairs_per_prompt: Annotated[int, Field(ge=1)]
+    """Surest and widest first."""
+
+
+COLUMNS = (
+    "step",
+    "loss",
+    "margin",
+    "accuracy",
+    "logp_chosen",
+    "logp_rejected",
+    "learning_rate",
+    "grad_norm",
+)
+
+
+def train(
+    policy: Dpo, base: Base, seed: int, *, base_folder: Path, data: Path, out: Path, curves: Path
+) -> dict[str, float]:
+    """Align a new adapter on the pairs of role `align`; write it to `out` and its curves.
+
+    Returns:
+        Sizes, the last losses, and the implicit reward's accuracy on validation pairs.
+    """
+    # Torch and TRL take seconds to import; reading params of another policy should not.
+    from stages.lib import models, training
+    from stages.lib.dpo_trainer import GroupedDPOTrainer, accuracy, group_logps
+
+    checkpoints = training.checkpoint_folder(
+        "align-dpo", policy, base, seed, base_folder, data, Path(__file__).parent.parent
+    )
+    lm = models.load(base_folder, base)
+    train_groups = _groups(lm, policy, data / "train.jsonl", roles={"align"})
+    held_out = _groups(lm, policy, data / "validation.jsonl", roles={"validation"})
+    if not train_groups:
+        raise Refusal(
+            f"{data / 'train.jsonl'}: no pairs of role align; raise prompts.shares.align or "
+            "sample more completions"
+        )
+    reference = group_logps(lm, [*train_groups, *held_out], label="reference")
+    trainer = GroupedDPOTrainer(
+        lm, policy, train_groups, reference, seed=seed, checkpoints=checkpoints
+    )
+    rows = training.fit(trainer, checkpoints)
+    models.save_adapter(lm, out)
+    training.write_curves(curves, rows, COLUMNS)
+    learned = group_logps(lm, held_out, label="validation")
+    training.forget(checkpoints)
+    return {
+        "steps": float(trainer.state.global_step),
+        "pairs": float(sum(len(g.pairs) for g in train_groups)),
+        "prompts": float(len(train_groups)),
+        "trainable_parameters": float(
+            sum(p.numel() for p in lm.model.parameters() if p.requires_grad)
+        ),
+        "loss": sum(row["loss"] for row in rows[-5:]) / len(rows[-5:]),
+        "implicit_accuracy": accuracy(held_out, learned, reference),
+        "implicit_accuracy_n": float(sum(len(g.pairs) for g in held_out)),
+    }
+
+
+def _groups(lm: "LanguageModel", policy: Dpo, path: Path, roles: set[str]) -> list["Group"]:
+    from stages.lib.groups import group
+
+    pairs = [pair for pair in files.read_lines(path, Pair) if pair.role in roles]
+    return group(lm, pairs, max_tokens=policy.max_tokens, max_pairs=policy.max_pairs_per_prompt)

@@ -1,0 +1,87 @@
+"""Rebuild MLflow from the files that DVC carries: fresh clones, new servers, runs made offline.
+
+    python -m stages.lib.commands.sync [--all-commits]
+
+Reads the last commit, every experiment and the workspace. What is in MLflow already stays as it is,
+so it may be called at any time.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from stages.lib.commands import revisions
+from stages.lib.commands.revisions import Revision
+from stages.lib.tracking import pipeline, store
+from stages.lib.tracking.store import Store
+
+
+def sync(found: list[Revision]) -> dict[str, str]:
+    """Return what was done with each revision, by its name."""
+    connection = store.connect()
+    done: dict[str, str] = {}
+    for revision in tqdm(found, desc="sync", unit="revision"):
+        if not revision.has("reports/pipeline.json"):
+            done[revision.name] = "has no finished run"
+            continue
+        try:
+            done[revision.name] = _one(connection, revision)
+        except revisions.AbsentError as error:
+            done[revision.name] = f"was left out: {error}"
+    return done
+
+
+def _one(connection: Store, revision: Revision) -> str:
+    card = json.loads(revision.read("reports/pipeline.json"))
+    where = f"tags.`plumbline.config` = '{card['config']}'"
+    with store.locked():
+        known = connection.runs(where)
+        if any(run.data.tags.get("plumbline.complete") == "true" for run in known):
+            return "is there already"
+        parent = known[0].info.run_id if known else _parent(connection, revision, card)
+        names = [f"reports/runs/{name}" for name in revision.names("reports/runs")]
+        names = [n for n in names if n.endswith(".json")] + ["reports/report.json"]
+        identities = [json.loads(revision.read(name)) for name in names if revision.has(name)]
+        stages = {*card["stages"], "report"}
+        settings = YAML(typ="safe").load(revision.read("params.yaml"))
+        wanted = [one for one in identities if one["stage"] in stages]
+        before = [one for one in wanted if one["stage"] != "report"]
+        pipeline.fill(connection, parent, before, settings, origin=card["run_id"])
+        # `report` completes its parent before it ends: its own metrics are on its own run only.
+        for one in wanted:
+            if one["stage"] == "report":
+                pipeline._child(connection, parent, one, reused=False)
+        connection.client.set_tag(parent, "plumbline.complete", "true")
+        connection.client.set_terminated(parent, "FINISHED")
+    return f"was logged with {len(wanted)} stages"
+
+
+def _parent(connection: Store, revision: Revision, card: dict[str, Any]) -> str:
+    experiment = revision.name not in ("HEAD", "workspace")
+    name = revision.name if experiment else f"repro-{card['config'][:6]}"
+    tags = {"kind": "pipeline", "plumbline.config": card["config"], "synced_from": card["run_id"]}
+    if experiment:
+        tags["dvc.exp_name"] = revision.name
+    return str(
+        connection.client.create_run(connection.experiment, run_name=name, tags=tags).info.run_id
+    )
+
+
+def main() -> int:
+    """Log what is missing and say what was."""
+    parser = argparse.ArgumentParser(description="log to MLflow what DVC has and MLflow lacks")
+    parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
+    given = parser.parse_args()
+    experiments = revisions.experiments(every_commit=given.all_commits)
+    found = [revisions.head(), *experiments, revisions.workspace()]
+    for name, what in sync(found).items():
+        print(f"{name} {what}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Draws the report's pictures as plotly figures: plain data, whose colours for text the page gives.
+
+Every policy has a colour of the Okabe-Ito palette, which colour-blind readers tell apart, and a
+marker shape of its own, in the order of params.yaml and the same in every picture.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+COLOURS = ("#8a8f98", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""The baseline's grey, then Okabe and Ito's, but for the yellow and black that a page swallows."""
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
+RULE = "#9aa0a6"
+
+Estimates = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture with its words; `spec` is what Plotly.newPlot takes."""
+
+    id: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one policy is drawn."""
+
+    colour: str
+    shape: str
+    dash: str
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        """A plotly marker."""
+        return {"color": self.colour, "symbol": self.shape, "size": 10}
+
+
+def looks(policies: Sequence[str], baseline: str) -> dict[str, Look]:
+    """Return the look of each policy; with more policies than colours, shapes go on differing."""
+    order = [baseline, *(name for name in policies if name != baseline)]
+    turns = {name: (i, i // len(COLOURS)) for i, name in enumerate(order)}
+    return {
+        name: Look(
+            COLOURS[i % len(COLOURS)],
+            SHAPES[(i + turn) % len(SHAPES)],
+            DASHES[(i + turn) % len(DASHES)],
+        )
+        for name, (i, turn) in turns.items()
+    }
+
+
+def distribution(
+    maxima: Mapping[str, Sequence[float]], looked: Mapping[str, Look], threshold: float | None
+) -> dict[str, Any]:
+    """Share of prompts whose worst completion scores at least x, for every policy."""
+    every = [score for scores in maxima.values() for score in scores]
+    low, top = min(0.0, *every), max(1.0, *every)
+    traces = []
+    for name, scores in maxima.items():
+        x = np.sort(np.asarray(scores))
+        share = 1 - np.arange(len(x)) / len(x)  # at x[i] or above; x[i] itself counts
+        traces.append(
+            go.Scatter(
+                x=[low, *_plain(x), top], y=[1.0, *_plain(share), 0.0], name=name, mode="lines",
+                line={"color": looked[name].colour, "dash": looked[name].dash, "width": 2.5,
+                      "shape": "vh"},
+                hovertemplate="%{y:.0%} at %{x:.2f} or more<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+    shapes = [_vertical(threshold)] if threshold is not None else []
+    return _figure(
+        traces, x="worst completion's score", y="share of prompts", shapes=shapes,
+        xaxis={"range": [low, top]}, yaxis={"range": [0, 1.02], "tickformat": ".0%"},
+    )  # fmt: skip
+
+
+def paired(
+    before: Mapping[str, float], after: Mapping[str, float], name: str, look: Look
+) -> dict[str, Any]:
+    """One point a prompt: its worst completion's score by the baseline (x) and the policy (y)."""
+    trace = go.Scatter(
+        x=_plain(before.values()), y=_plain(after[prompt] for prompt in before), mode="markers",
+        name=name, text=list(before),
+        marker={**look.marker, "size": 7, "opacity": 0.65}, showlegend=False,
+        hovertemplate="%{text}: %{x:.2f} before, %{y:.2f} after<extra></extra>",
+    )  # fmt: skip
+    every = [*before.values(), *after.values()]
+    low, top = min(-0.02, *every), 1.02 * max(1.0, *every)
+    return _figure(
+        [trace], x="baseline", y=name, shapes=[_diagonal(low, top)],
+        xaxis={"range": [low, top]}, yaxis={"range": [low, top]},
+    )  # fmt: skip
+
+
+def frontier(
+    drift: Estimates, gained: Estimates, looked: Mapping[str, Look], *, y: str
+) -> dict[str, Any]:
+    """What was gained (y) for how far the policy moved (x, nats a sequence), with intervals."""
+    traces = [
+        go.Scatter(
+            x=[_round(drift[name]["value"])], y=[_round(gained[name]["value"])], name=name,
+            mode="markers", marker={**looked[name].marker, "size": 13},
+            error_x=_bars([drift[name]], looked[name]), error_y=_bars([gained[name]], looked[name]),
+            hovertemplate=f"KL %{{x:.2f}}, {y} %{{y:.3f}}<extra>%{{fullData.name}}</extra>",
+        )
+        for name in drift if name in gained
+    ]  # fmt: skip
+    return _figure(traces, x="KL from the baseline, nats a sequence", y=y, yaxis={"nticks": 6})
+
+
+def dots(
+    series: Mapping[str, Estimates], looked: Mapping[str, Look], *, x: str, reference: float | None
+) -> dict[str, Any]:
+    """Horizontal dots with intervals: one line a row name, one marker a series."""
+    rows = list(dict.fromkeys(row for own in series.values() for row in own))
+    place = {row: len(rows) - 1 - i for i, row in enumerate(rows)}
+    step = 0.62 / max(1, len(series) - 1)
+    traces = []
+    for i, (name, own) in enumerate(series.items()):
+        shift = step * ((len(series) - 1) / 2 - i) if len(series) > 1 else 0.0
+        shown = [row for row in rows if row in own]
+        traces.append(
+            go.Scatter(
+                x=[_round(own[row]["value"]) for row in shown],
+                y=[_round(place[row] + shift) for row in shown], name=name, mode="markers",
+                marker=looked[name].marker, text=shown,
+                error_x=_bars([own[row] for row in shown], looked[name]),
+                showlegend=len(series) > 1,
+                hovertemplate="%{text}: %{x:.3f}<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+    ticks = {"tickvals": list(place.values()), "ticktext": list(place), "showgrid": False,
+             "range": [-0.6, len(rows) - 0.4], "zeroline": False}  # fmt: skip
+    shapes = [_vertical(reference)] if reference is not None else []
+    height = 110 + (34 + 9 * len(series)) * len(rows)
+    return _figure(traces, x=x, y="", yaxis=ticks, shapes=shapes, height=max(240, height))
+
+
+def calibration(bins: Sequence[Mapping[str, float]], colour: str = COLOURS[1]) -> dict[str, Any]:
+    """Observed share against predicted probability, the marker's area by the number of pairs."""
+    most = max(found["n"] for found in bins)
+    trace = go.Scatter(
+        x=[_round(found["p"]) for found in bins], y=[_round(found["observed"]) for found in bins],
+        text=[str(found["n"]) for found in bins], mode="lines+markers", showlegend=False,
+        marker={"color": colour, "symbol": "diamond",
+                "size": [_round(7 + 15 * (found["n"] / most) ** 0.5) for found in bins]},
+        line={"color": colour, "width": 1.5},
+        hovertemplate="predicted %{x:.2f}, observed %{y:.2f}, %{text} pairs<extra></extra>",
+    )  # fmt: skip
+    return _figure(
+        [trace], x="predicted probability", y="observed share",
+        shapes=[_diagonal(0, 1)], xaxis={"range": [-0.03, 1.03]}, yaxis={"range": [-0.03, 1.03]},
+    )  # fmt: skip
+
+
+def curve(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float | None]]],
+    looked: Mapping[str, Look],
+) -> dict[str, Any]:
+    """One column of training against the step, for every policy that has it."""
+    traces = [
+        go.Scatter(
+            x=list(steps), y=[None if v is None else _round(v) for v in values], name=name,
+            mode="lines+markers" if len(steps) < 40 else "lines", connectgaps=True,
+            line={"color": looked[name].colour, "dash": looked[name].dash, "width": 2},
+            marker={**looked[name].marker, "size": 5}, showlegend=True,
+        )
+        for name, (steps, values) in lines.items()
+    ]  # fmt: skip
+    return _figure(traces, x="step", y="", height=250, xaxis={"nticks": 6}, yaxis={"nticks": 5})
+
+
+def _figure(
+    traces: list[Any],
+    *,
+    x: str,
+    y: str,
+    xaxis: Mapping[str, Any] | None = None,
+    yaxis: Mapping[str, Any] | None = None,
+    shapes: Sequence[Mapping[str, Any]] = (),
+    height: int = 340,
+) -> dict[str, Any]:
+    shown = [trace.showlegend for trace in traces if trace.showlegend is not False]
+    legend = len(shown) > 1 or any(shown)
+    axis = {"automargin": True, "zeroline": False, "fixedrange": True}
+    layout = go.Layout(
+        xaxis={**axis, "title": {"text": x, "standoff": 8, "font": {"size": 13}}, **(xaxis or {})},
+        yaxis={**axis, "title": {"text": y, "standoff": 8, "font": {"size": 13}}, **(yaxis or {})},
+        shapes=list(shapes),
+        showlegend=legend,
+        height=height,
+        margin={"l": 8, "r": 14, "t": 34 if legend else 12, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
+    )
+    spec = go.Figure(traces, layout).to_plotly_json()
+    spec["layout"].pop("template", None)
+    return spec
+
+
+def _bars(estimates: Sequence[Mapping[str, float]], look: Look) -> dict[str, Any]:
+    return {
+        "type": "data", "symmetric": False, "color": look.colour, "thickness": 1.6, "width": 4,
+        "array": [_round(e["high"] - e["value"]) for e in estimates],
+        "arrayminus": [_round(e["value"] - e["low"]) for e in estimates],
+    }  # fmt: skip
+
+
+def _vertical(at: float) -> dict[str, Any]:
+    line = {"color": RULE, "width": 1, "dash": "dot"}
+    return {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _diagonal(low: float, high: float) -> dict[str, Any]:
+    line = {"color": RULE, "width": 1, "dash": "dot"}
+    return {"type": "line", "x0": low, "x1": high, "y0": low, "y1": high, "line": line,
+            "layer": "below"}  # fmt: skip
+
+
+def _round(value: float) -> float:
+    return round(float(value), 4) + 0.0
+
+
+def _plain(values: Iterable[float]) -> list[float]:
+    return [_round(value) for value in values]

@@ -1,0 +1,155 @@
+"""Writes files and folders whole or not at all, and reads and writes JSON Lines.
+
+A stage killed half-way must leave nothing that DVC could take for its output: everything is
+written beside its place and renamed into it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stages.lib.schema import Refusal, check
+
+T = TypeVar("T")
+
+
+class RecordError(Refusal):
+    """A line of a data file cannot be used."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes the place of `path` on success only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; it takes the place of `path` on success only."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, in UTF-8."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON with sorted keys, so that equal values are equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        RecordError: it is absent or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not JSON: {error}") from None
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> int:
+    """Write one JSON object a line, keys sorted so equal rows are equal bytes. Return the count."""
+    count = 0
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as out:
+        for row in rows:
+            plain = row.model_dump(mode="json") if hasattr(row, "model_dump") else row
+            out.write(json.dumps(plain, ensure_ascii=False, sort_keys=True) + "\n")
+            count += 1
+    return count
+
+
+def read_lines(path: Path, into: type[T]) -> list[T]:
+    """Read a JSON Lines file of records of one class; blank lines are passed over.
+
+    Raises:
+        RecordError: the file is absent, or a line is not JSON or not such a record. The message
+            begins with file:line.
+    """
+    return [check(row, into, where, RecordError) for where, row in raw_lines(path)]
+
+
+def raw_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (file:line, plain data) for each line that is not blank.
+
+    Raises:
+        RecordError: the file is absent, or a line is not JSON.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield f"{path}:{number}", json.loads(line)
+                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                    raise RecordError(f"{path}:{number}: not JSON: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+STAGES = {"samplers": "sample", "labelers": "rank", "policies": "evaluate"}
+"""The stage that makes one file for each entry of a section of params.yaml."""
+
+
+def entry_files(folder: Path, entries: Iterable[str], *, section: str) -> dict[str, Path]:
+    """Return the JSON Lines file of each entry of a section of params.yaml, by name.
+
+    A file of an entry that is gone would slip into the results unseen: DVC leaves the outputs of
+    removed stages where they are.
+
+    Raises:
+        RecordError: a file is missing, or belongs to no entry.
+    """
+    wanted = {name: folder / f"{name}.jsonl" for name in entries}
+    found = {path.stem: path for path in folder.glob("*.jsonl") if not path.name.startswith(".")}
+    for name in sorted(found.keys() - wanted.keys()):
+        raise RecordError(
+            f"{found[name]}: params.yaml has no {section}.{name}; delete what an earlier "
+            f"configuration left, or add the entry (it has {', '.join(wanted) or 'none'})"
+        )
+    for name in sorted(wanted.keys() - found.keys()):
+        raise RecordError(
+            f"{wanted[name]}: no such file, and params.yaml has {section}.{name}; "
+            f"`dvc repro {STAGES[section]}@{name}` makes it"
+        )
+    return wanted
+
+
+def read_entries(folder: Path, entries: Iterable[str], into: type[T], *, section: str) -> list[T]:
+    """Read the records of every entry of a section, in the order of their names.
+
+    Raises:
+        RecordError: as `entry_files` and `read_lines` do.
+    """
+    paths = entry_files(folder, entries, section=section)
+    return [row for name in sorted(paths) for row in read_lines(paths[name], into)]

@@ -1,0 +1,43 @@
+"""A labeler that ranks by a rule-based scorer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.lib import scorers
+from stages.lib.base import Base
+from stages.lib.labelers.ranks import by_prompt, ranking
+from stages.lib.records import Completion, Name, Prompt, Ranking
+from stages.lib.schema import Strict
+
+
+class Lexicon(Strict):
+    """An entry of `labelers`: word lists."""
+
+    kind: Literal["lexicon"]
+    reads: Name
+    """The word list, or requirements.lock where it comes with a package."""
+    scorer: Literal["vader_negative", "words"]
+    """Whose harm is ranked, least first; the independent scorer is not among them."""
+    criterion: Name
+    """What is asked."""
+    tie: Annotated[float, Field(gt=0)]
+    """Scores are rounded to multiples of this."""
+
+
+def rank(
+    labeler: Lexicon,
+    name: str,
+    base: Base,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+) -> list[Ranking]:
+    """Rank every prompt's completions, least harm first; only the completion is scored."""
+    harm = scorers.scorer(labeler.scorer, Path(labeler.reads))
+    rankings = []
+    for prompt_id, some in by_prompt(completions).items():
+        scores = {c.id: -h for c, h in zip(some, harm([c.text for c in some]), strict=True)}
+        rankings.append(ranking(prompt_id, name, labeler.criterion, scores, tie=labeler.tie))
+    return rankings

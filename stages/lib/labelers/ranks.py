@@ -1,0 +1,41 @@
+"""Scores of one prompt's completions to a ranking record."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from stages.lib.records import Completion, Ranking
+
+
+def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:
+    """Return each prompt's completions, of all samplers, in order of id."""
+    grouped: dict[str, list[Completion]] = defaultdict(list)
+    for completion in sorted(completions, key=lambda c: c.id):
+        grouped[completion.prompt_id].append(completion)
+    return dict(sorted(grouped.items()))
+
+
+def competition(scores: Mapping[str, float], *, tie: float) -> dict[str, int]:
+    """Rank by score, highest first; scores that round to the same multiple of `tie` share a rank.
+
+    Competition ranks: scores 3, 2, 2, 1 give 1, 2, 2, 4.
+    """
+    steps = {key: round(value / tie) for key, value in scores.items()}
+    return {key: 1 + sum(other > step for other in steps.values()) for key, step in steps.items()}
+
+
+def ranking(
+    prompt_id: str, labeler: str, criterion: str, scores: Mapping[str, float], *, tie: float
+) -> Ranking:
+    """Return a model labeler's ranking; it calls nothing junk."""
+    return Ranking(
+        schema_version=1,
+        kind="ranking",
+        criterion=criterion,
+        prompt_id=prompt_id,
+        labeler=labeler,
+        shown=list(scores),
+        ranks=competition(scores, tie=tie),
+        junk={},
+        scores={key: round(value, 6) for key, value in scores.items()},
+        revision=1,
+    )

@@ -1,0 +1,107 @@
+"""Preference losses, as pure functions of scores and log-probabilities.
+
+Shape suffixes: P = comparisons (pairs).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def preference_loss(margins_P: Tensor, p_chosen_P: Tensor) -> Tensor:
+    """Cross-entropy of the Bradley-Terry model (1952) with soft labels.
+
+        loss = -[ p log sigmoid(m) + (1 - p) log sigmoid(-m) ]
+
+    Args:
+        margins_P: score of chosen minus score of rejected, dimensionless.
+        p_chosen_P: probability that chosen is better, 0 to 1. 1 is a hard label; 0.5 is a tie,
+            whose gradient is zero at margin 0.
+
+    Returns:
+        losses_P in nats: log 2 = 0.693 at margin 0, whatever the label.
+    """
+    return -(p_chosen_P * F.logsigmoid(margins_P) + (1 - p_chosen_P) * F.logsigmoid(-margins_P))
+
+
+def smoothed(p_chosen_P: Tensor, *, label_smoothing: float) -> Tensor:
+    """Mix labels with their opposites: p (1 - e) + (1 - p) e, as in conservative DPO.
+
+    Args:
+        p_chosen_P: probability that chosen is better.
+        label_smoothing: e, probability that a label is flipped, in [0, 0.5).
+
+    Raises:
+        ValueError: e is out of range: at 0.5 every label says nothing.
+    """
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
+    return p_chosen_P * (1 - label_smoothing) + (1 - p_chosen_P) * label_smoothing
+
+
+def implicit_margins(
+    policy_chosen_P: Tensor,
+    policy_rejected_P: Tensor,
+    reference_chosen_P: Tensor,
+    reference_rejected_P: Tensor,
+) -> Tensor:
+    """Return log-ratio of chosen minus log-ratio of rejected, in nats.
+
+        (pi_c - ref_c) - (pi_r - ref_r)
+
+    Args:
+        policy_chosen_P: sum of token log-probabilities in nats; the other three likewise.
+    """
+    return (policy_chosen_P - reference_chosen_P) - (policy_rejected_P - reference_rejected_P)
+
+
+def dpo_loss(margins_P: Tensor, p_chosen_P: Tensor, *, beta: float) -> Tensor:
+    """Direct Preference Optimization, Eq. 7 of Rafailov et al. 2023 (arXiv:2305.18290).
+
+        loss = -log sigmoid( beta * [ (pi_c - ref_c) - (pi_r - ref_r) ] )
+
+    with soft labels: `preference_loss` of beta times the margins. With hard labels it is Eq. 7.
+
+    Args:
+        margins_P: see `implicit_margins`, in nats.
+        p_chosen_P: probability that chosen is better.
+        beta: 1/nats, > 0. Larger holds the policy closer to the reference.
+
+    Returns:
+        losses_P in nats: log 2 = 0.693 when the policy is the reference.
+
+    Raises:
+        ValueError: beta is not positive: at 0 the loss is constant and has no gradient.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta must be > 0, not {beta}: at 0 the loss is constant at log 2")
+    return preference_loss(beta * margins_P, p_chosen_P)
+
+
+def ipo_loss(
+    margins_P: Tensor,
+    p_chosen_P: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """Identity Preference Optimization, Eq. 17 of Azar et al. 2023 (arXiv:2310.12036).
+
+        loss = ( m - (2 p - 1) / (2 beta) )^2
+
+    The target is 1 / (2 beta) for a hard label and 0 for a tie; the paper's tau is beta.
+
+    Args:
+        margins_P: see `implicit_margins`, in nats; not normalised by length, as in the paper.
+        p_chosen_P: probability that chosen is better.
+        beta: 1/nats, > 0.
+
+    Raises:
+        ValueError: beta is not positive: the target would be infinite.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta must be > 0, not {beta}: the target 1 / (2 beta) is infinite at 0")
+    return (margins_P - (2 * p_chosen_P - 1) / (2 * beta)) ** 2
+
+
+def weighted_mean(losses_P: Tensor, weights_P: Tensor) -> Tensor:
+    """Return sum(w l) / sum(w): prompts count alike however many pairs they have."""
+    return (losses_P * weights_P).sum() / weights_P.sum()

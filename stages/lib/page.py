@@ -1,0 +1,242 @@
+"""Turns findings into the report: one self-contained HTML page, its Markdown twin, plain text.
+
+Completions are hostile input: the templates escape every text, figures carry none, and the page's
+own policy lets the browser run only the two scripts whose hashes it states, and fetch nothing.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from stages.lib import figures, numerals, pictures
+from stages.lib.comparison import NAMES, Nested
+from stages.lib.findings import SCORERS, Findings, Row, groups, headline, kind_of, reward_models
+
+HERE = Path(__file__).parent
+
+
+def html(findings: Findings) -> str:
+    """Return the page; equal findings give equal bytes."""
+    script, plotly = _text("page.js"), get_plotlyjs().replace("\r\n", "\n").strip()
+    return _template("page.html.j2").render(
+        **_shared(findings),
+        figures=pictures.drawn(findings),
+        tables=_tables(findings),
+        style=Markup(_text("page.css")),
+        script=Markup(script),
+        plotly=Markup(plotly),
+        script_hashes=[_hash(script), _hash(plotly)],
+    )
+
+
+def markdown(findings: Findings) -> str:
+    """Return the Markdown twin, without pictures and samples."""
+    text = _template("page.md.j2").render(**_shared(findings))
+    # Quotes are escaped for attributes of HTML, of which Markdown has none.
+    for escaped, plain in (("&#39;", "'"), ("&#34;", '"'), (" \n", "\n")):
+        text = text.replace(escaped, plain)
+    return numerals.breakable(text)
+
+
+WIDTH = 100
+
+
+def verdict_text(findings: Findings) -> str:
+    """Return the verdict table as plain text of at most 100 columns, then each policy's reasons."""
+    metric = findings.plan.metric
+    head = ["policy", "verdict", metric, "change", "perplexity", "dist-2", "KL", "refusals"]
+    table = [head, *(_verdict_line(findings, name) for name in findings.estimates)]
+    # What a very long name takes is cut from it, so that the numbers stay on the line.
+    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
+    lines = []
+    for name, *cells in table:
+        short = name if len(name) <= widths[0] else f"{name[: widths[0] - 1]}…"
+        padded = [short.ljust(widths[0]), cells[0].ljust(widths[1])]
+        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[2:], strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "─" * max(map(len, lines)))
+    for name, verdict in findings.verdicts.items():
+        said = f"{name}: {verdict.word}: {'; '.join(verdict.reasons)}."
+        lines += ["", *textwrap.wrap(said, WIDTH, subsequent_indent="  ", break_on_hyphens=False)]
+    return numerals.breakable("\n".join(lines) + "\n")
+
+
+def _verdict_line(findings: Findings, name: str) -> list[str]:
+    metric, own = findings.plan.metric, findings.estimates[name]
+    row = Row("", ("independent", metric), kind_of(metric), "")
+    effect = findings.effects.get(name, {}).get("independent", {}).get(metric)
+    cost = own["cost"]
+    return [
+        name,
+        findings.verdicts[name].word if name in findings.verdicts else "baseline",
+        numerals.value(own["independent"][metric]["value"], row.kind),
+        numerals.interval(effect, row.change, sign=True) if effect else "",
+        numerals.value(cost["perplexity"]["value"], "perplexity"),
+        numerals.value(cost["dist2"]["value"], "score"),
+        numerals.value(cost["kl_exact"]["value"], "nats"),
+        numerals.value(cost["refusals"]["value"], "share") if "refusals" in cost else "",
+    ]
+
+
+def flat(data: Any, path: str = "") -> list[tuple[str, str]]:
+    """Return nested plain data as lines of (name, text).
+
+    Estimates come with their intervals, figures that could not be measured with the reason, and
+    long lists as their length.
+    """
+    if isinstance(data, Mapping):
+        if data.keys() >= {"value", "low", "high"}:
+            n = f" (n = {data['n']:,.0f})" if "n" in data else ""
+            rest = {k: v for k, v in data.items() if k not in ("value", "low", "high", "n")}
+            return [(path, numerals.interval(data, "score") + n), *flat(rest, path)]
+        if set(data) == {"refused"}:
+            return [(path, f"not measurable: {data['refused']}")]
+        inner = [flat(own, f"{path} › {key}" if path else str(key)) for key, own in data.items()]
+        return [line for lines in inner for line in lines]
+    if isinstance(data, list):
+        return [(path, ", ".join(map(str, data)) if len(data) <= 4 else f"{len(data)} entries")]
+    if isinstance(data, bool):
+        return [(path, "yes" if data else "no")]
+    if not isinstance(data, int | float):
+        return [(path, "–" if data is None else str(data))]
+    return [(path, f"{data:,}" if isinstance(data, int) else f"{data:,.4g}".replace("-", "−"))]
+
+
+def _shared(findings: Findings) -> Nested:
+    """What both templates read."""
+    plan = findings.plan
+    main = findings.evaluate["sets"][plan.set]
+    prompts = findings.estimates[plan.baseline]["independent"]["emt"]["n"]
+    others = [name for name in findings.policies if name != plan.baseline]
+    return {
+        "findings": findings,
+        "plan": plan,
+        "main": main,
+        "prompts": prompts,
+        "names": list(findings.estimates),
+        "others": others,
+        "headlines": {name: headline(findings, name, prompts) for name in others},
+        "signs": {name: findings.signs(name) for name in others},
+        "strip": _strip(findings),
+        "groups": groups(findings),
+        "primary": Row(NAMES[plan.metric], ("independent", plan.metric), kind_of(plan.metric), ""),
+        "scorers": {
+            name: SCORERS.get(name, "no measured card of this scorer is at hand.")
+            for name in findings.scoring.names
+        },
+        "independent": findings.scoring.independent,
+        "negative": _negative(findings),
+        "people": _people(findings.labels),
+        "choice_kl": math.log(main["samples"]) - (main["samples"] - 1) / main["samples"],
+        "decoding": {k: v for k, v in findings.evaluate.items() if k in DECODING},
+        "number": numerals,
+        "metric_name": NAMES[plan.metric],
+        "flat": flat,
+        "looks": figures.looks(list(findings.policies), plan.baseline),
+    }
+
+
+DECODING = ("temperature", "top_k", "top_p")
+
+
+def _strip(findings: Findings) -> Nested:
+    """Place the primary effects on a line around zero, in per cent of its width."""
+    metric = findings.plan.metric
+    found = {name: effect["independent"][metric] for name, effect in findings.effects.items()}
+    ends = [0.0, *(e[end] for e in found.values() for end in ("low", "high"))]
+    room = 0.06 * (max(ends) - min(ends)) or 1.0
+    low, wide = min(ends) - room, max(ends) - min(ends) + 2 * room
+    at = {
+        name: {end: round(100 * (e[end] - low) / wide, 2) for end in ("low", "value", "high")}
+        for name, e in found.items()
+    }
+    return {"zero": round(-100 * low / wide, 2), "at": at}
+
+
+def _negative(findings: Findings) -> list[str]:
+    """The policies whose k1 estimate of the KL came out negative."""
+    return [n for n, own in findings.estimates.items() if own["cost"]["kl_k1"]["value"] < 0]
+
+
+def _people(labels: Mapping[str, Any]) -> list[str]:
+    """The labelers that are people."""
+    labelers = labels.get("labelers", {})
+    return [name for name, facts in labelers.items() if facts.get("kind") == "human"]
+
+
+def _tables(findings: Findings) -> Nested:
+    """Return the generic tables: what labels, reward model and training report of themselves."""
+    labels = findings.labels
+    rest = {k: v for k, v in labels.items() if k not in ("agreement", "labelers", "elo")}
+    return {
+        "labelers": {name: flat(facts) for name, facts in labels.get("labelers", {}).items()},
+        "agreement": flat(labels.get("agreement", {})),
+        "elo": _ratings(labels.get("elo", {})),
+        "labels": flat(rest),
+        "reward": [_quality(name, own) for name, own in reward_models(findings.reward).items()],
+        "trained": {name: flat(own) for name, own in findings.trained.items() if own},
+    }
+
+
+def _quality(name: str, own: Mapping[str, Any]) -> Nested:
+    """Return what one reward model's measurement says of itself, as lines and a table by margin."""
+    margins = own.get("by_margin", {})
+    if isinstance(margins, Mapping):
+        margins = [{"margin": key, **part} for key, part in margins.items()]
+    rest = {key: found for key, found in own.items() if key not in ("calibration", "by_margin")}
+    title = (
+        f"{name.capitalize()} model on held-out pairs. ece null is the calibration error that a "
+        "perfect model would show on as few pairs; length accuracy is that of length alone."
+    )
+    return {"name": name, "title": title, "lines": flat(rest), "by_margin": margins}
+
+
+def _ratings(elo: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return Elo ratings as lines, those that could not be given with the reason."""
+    lines: list[tuple[str, str]] = []
+    for who, found in elo.items():
+        count = f"{found.get('comparisons', 0):,} comparisons"
+        if "refused" in found:
+            lines.append((who, f"not rated: {found['refused']} ({count})"))
+        for sampler, rating in found.get("ratings", {}).items():
+            lines.append((f"{who} › {sampler}", f"{numerals.interval(rating, 'rating')} ({count})"))
+    return lines
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["inert"] = _inert
+    return environment.get_template(name)
+
+
+def _inert(data: Any) -> Markup:
+    """JSON for a script element that is data: no character in it can end the element."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _text(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8").strip()
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

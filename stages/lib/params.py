@@ -1,0 +1,61 @@
+"""Reads params.yaml, one section at a time, and refuses what does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML  # DVC's own parser: `no` is text and 5e-7 a number, as in dvc.lock
+from ruamel.yaml.error import YAMLError
+
+from stages.lib.schema import Refusal, check
+
+
+class ParamError(Refusal):
+    """params.yaml and the code disagree."""
+
+
+def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Return the whole file as plain data.
+
+    Raises:
+        ParamError: the file is absent or no YAML; the message has the line.
+    """
+    try:
+        found = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise ParamError(f"{path}: no such file; run from the repository root") from None
+    except YAMLError as error:
+        raise ParamError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ParamError(f"{path}: must be a mapping of sections, not {type(found).__name__}")
+    return found
+
+
+def load(section: str, into: Any, path: Path = Path("params.yaml")) -> Any:
+    """Return one section of params.yaml as an instance of `into`.
+
+    There are no defaults in code, so params.yaml is the whole truth about a run.
+
+    Args:
+        section: a key of the file, or a dotted path to an entry: `policies.dpo`.
+        into: a `Strict` class, a union of such, or a plain type.
+
+    Raises:
+        ParamError: the section is absent, or a key in it is missing, unknown, of the wrong type or
+            out of range. The message names the file, the key, the value and what would do.
+    """
+    found: Any = read(path)
+    walked: list[str] = []
+    for key in section.split("."):
+        if not isinstance(found, dict) or key not in found:
+            has = ", ".join(map(str, found)) if isinstance(found, dict) else repr(found)
+            at = f"{path}: {'.'.join(walked)}" if walked else f"{path}"
+            raise ParamError(f"{at} has no '{key}'; it has {has}")
+        found, walked = found[key], [*walked, key]
+    return check(found, into, f"{path}: {section}", ParamError)
+
+
+def at(settings: Any, key: str) -> Any:
+    """Return what a dotted key leads to in plain data; None where there is nothing."""
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings

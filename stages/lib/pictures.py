@@ -1,0 +1,155 @@
+"""Chooses the report's pictures and says under each what it shows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.lib import figures
+from stages.lib.comparison import NAMES, Nested
+from stages.lib.figures import Figure, Look
+from stages.lib.findings import Findings, reward_models
+
+
+def drawn(findings: Findings) -> dict[str, list[Figure]]:
+    """Return the pictures by section of the page."""
+    plan, estimates = findings.plan, findings.estimates
+    looked = figures.looks(list(findings.policies), plan.baseline)
+    return {
+        "toxicity": _toxicity_figures(findings, looked),
+        "frontier": _frontier_figures(estimates, looked),
+        "labels": _label_figures(findings.labels),
+        "reward": _reward_figures(findings.reward),
+        "training": _training_figures(findings.curves, looked),
+    }
+
+
+def _toxicity_figures(findings: Findings, looked: Mapping[str, Look]) -> list[Figure]:
+    plan, estimates = findings.plan, findings.estimates
+    declared = "tp" in estimates[plan.baseline]["independent"]
+    threshold = findings.scoring.threshold if declared else None
+    line = f" The dotted line is the threshold of {threshold:g}." if declared else ""
+    found = [
+        Figure(
+            "distribution",
+            "How bad is the worst answer?",
+            "Share of prompts whose worst completion scores at least as much as the axis "
+            f"below says. Lower is better.{line}",
+            figures.distribution(
+                {name: list(own.values()) for name, own in findings.maxima.items()},
+                looked,
+                threshold,
+            ),
+        )
+    ]
+    before = findings.maxima[plan.baseline]
+    found += [
+        Figure(
+            f"paired-{i}",
+            f"{name}, prompt by prompt",
+            "Each point is one prompt: its worst completion by the baseline (across) and by the "
+            "policy (up). Below the diagonal the policy is less toxic.",
+            figures.paired(before, findings.maxima[name], name, looked[name]),
+        )
+        for i, name in enumerate(findings.effects)
+    ]
+    categories = {
+        name: {
+            category: groups["independent"][plan.metric]
+            for category, groups in own["by_category"].items()
+        }
+        for name, own in estimates.items()
+    }
+    caption = f"{NAMES[plan.metric].capitalize()} with 95 % intervals. Further left is better."
+    spec = figures.dots(categories, looked, x=NAMES[plan.metric], reference=None)
+    return [*found, Figure("categories", "By kind of prompt", caption, spec)]
+
+
+def _frontier_figures(estimates: Mapping[str, Nested], looked: Mapping[str, Look]) -> list[Figure]:
+    drift = {name: own["cost"]["kl_exact"] for name, own in estimates.items()}
+    emt = {name: own["independent"]["emt"] for name, own in estimates.items()}
+    caption = (
+        "How far each policy moved from the base (across) and what that bought (up). The lower "
+        "left is best: less toxic for little change."
+    )
+    spec = figures.frontier(drift, emt, looked, y="expected maximum toxicity")
+    found = [Figure("frontier-toxicity", "Toxicity against drift", caption, spec)]
+    reward = {n: own["reward"]["reward"] for n, own in estimates.items() if "reward" in own}
+    if reward:
+        caption = (
+            "The reward model's score over the same drift. A reward that climbs here while "
+            "toxicity beside it does not fall is reward hacking."
+        )
+        spec = figures.frontier(drift, reward, looked, y="reward")
+        found.append(Figure("frontier-reward", "Reward against drift", caption, spec))
+    return found
+
+
+AGREEMENT = (
+    "Share of pairs that two labelers order alike; pairs that one of them ties are left out. The "
+    "dotted line is chance."
+)
+SKILL = (
+    "Estimated probability that a labeler’s verdict is right, from agreement alone. The dotted "
+    "line is chance."
+)
+
+
+def _label_figures(labels: Mapping[str, Any]) -> list[Figure]:
+    """Agreement of labelers and their skill, as far as labels.json has them as estimates."""
+    agreement, own = labels.get("agreement", {}), labels.get("labelers", {})
+    shares = {"all labelers": agreement["raw"]} if "raw" in agreement else {}
+    shares |= {
+        couple.replace(":", " and "): e for couple, e in agreement.get("between", {}).items()
+    }
+    skills = {name: facts["skill"] for name, facts in own.items() if "skill" in facts}
+    found: list[Figure] = []
+    wanted = (
+        ("agreement", "Do the labelers agree?", AGREEMENT, shares),
+        ("skill", "How reliable is each labeler?", SKILL, skills),
+    )
+    for name, title, caption, rows in wanted:
+        measured = {key: e for key, e in rows.items() if {"value", "low", "high"} <= e.keys()}
+        if measured:
+            look = {"": Look(figures.COLOURS[1], "diamond", "solid")}
+            spec = figures.dots({"": measured}, look, x=name, reference=0.5)
+            found.append(Figure(name, title, caption, spec))
+    return found
+
+
+def _reward_figures(reward: Mapping[str, Any]) -> list[Figure]:
+    """The calibration of each reward model that was measured, as it may not be of a classifier."""
+    found: list[Figure] = []
+    for name, own in reward_models(reward).items():
+        if not own.get("calibration"):
+            continue
+        caption = (
+            "On the diagonal, a predicted probability comes true as often as it says. Larger "
+            "markers rest on more pairs."
+        )
+        if "ece" in own and "ece_null" in own:
+            ece, null = (_figure_of(own[key]) for key in ("ece", "ece_null"))
+            caption += f" Error {ece:.3f}; a perfect model would show {null:.3f} on as few pairs."
+        title = f"Is the {name} model’s confidence right?"
+        spec = figures.calibration(own["calibration"])
+        found.append(Figure(f"calibration-{name}", title, caption, spec))
+    return found
+
+
+def _figure_of(found: Any) -> float:
+    return float(found["value"] if isinstance(found, Mapping) else found)
+
+
+def _training_figures(
+    curves: Mapping[str, Mapping[str, list[float | None]]], looked: Mapping[str, Look]
+) -> list[Figure]:
+    columns = list(dict.fromkeys(c for own in curves.values() for c in own if c != "step"))
+    found: list[Figure] = []
+    for i, column in enumerate(columns):
+        lines = {
+            name: ([float(step) for step in own["step"] if step is not None], own[column])
+            for name, own in curves.items()
+            if column in own and any(value is not None for value in own[column])
+        }
+        if lines:
+            spec = figures.curve(lines, looked)
+            found.append(Figure(f"curve-{i}", column.replace("_", " "), "", spec))
+    return found

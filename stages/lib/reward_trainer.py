@@ -1,0 +1,98 @@
+"""transformers' Trainer on prompt groups with the Bradley-Terry loss.
+
+Shape suffixes: B = unique sequences of the batch, P = pairs.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from stages.lib import losses, models, training
+from stages.lib.groups import Batch, Group, collate
+from stages.lib.models import LanguageModel
+from stages.lib.reward_model import Head, TrainableScorer, last_states_of
+
+if TYPE_CHECKING:
+    from stages.lib.reward_training import Trained
+
+
+def probe(lm: LanguageModel, head: Head, groups: list[Group], *, l2: float) -> None:
+    """Fit the head alone to the frozen base's states, before any adapter moves them.
+
+    Linear probing, then fine-tuning (Kumar et al. 2022, arXiv:2202.10054). From a random direction
+    an adapter finds no gradient worth following in the few hundred steps that a small set of pairs
+    affords; from the best direction of the base it goes on at once.
+
+        minimise  mean of preference_loss + l2 |w|^2
+
+    which is convex, so that the result depends on the pairs alone.
+    """
+    sequences = [s for g in groups for s in g.sequences]
+    states_BD = last_states_of(lm, sequences, label="probe") / head.scale
+    batch = collate(groups)
+    apart_PD = (states_BD[batch.chosen_P] - states_BD[batch.rejected_P]).double()
+    weight_D = torch.zeros(apart_PD.shape[1], dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight_D], max_iter=500, line_search_fn="strong_wolfe")
+
+    def objective() -> torch.Tensor:
+        solver.zero_grad()
+        losses_P = losses.preference_loss(apart_PD @ weight_D, batch.p_chosen_P.double())
+        value = (
+            losses.weighted_mean(losses_P, batch.weight_P.double()) + l2 * weight_D.square().sum()
+        )
+        value.backward()
+        return value
+
+    solver.step(objective)
+    with torch.no_grad():
+        head.weight.copy_(weight_D.detach()[None])
+
+
+def fit_scorer(
+    lm: LanguageModel, reward: "Trained", groups: list[Group], *, seed: int, checkpoints: Path
+) -> tuple[Head, list[dict[str, float]]]:
+    """Train a new adapter and head on `lm`; return the head and one row of curves a step."""
+    models.add_lora(lm, rank=reward.lora_rank, alpha=reward.lora_alpha, seed=seed)
+    head = Head(lm.unembedding_VD.shape[1], seed=seed)
+    probe(lm, head, groups, l2=reward.probe_l2)
+    head = head.to(lm.device)
+    arguments = training.arguments(reward, prompts=len(groups), seed=seed, checkpoints=checkpoints)
+    trainer = PreferenceTrainer(
+        model=TrainableScorer(lm, head),
+        args=TrainingArguments(**arguments),
+        train_dataset=groups,
+        data_collator=lambda some: {"batch": collate(some)},
+        callbacks=[training.Curves()],
+    )
+    rows = training.fit(trainer, checkpoints)
+    lm.model.eval()
+    return head.requires_grad_(False), rows
+
+
+class PreferenceTrainer(Trainer):
+    """Bradley-Terry with soft labels and weights, over whole prompts."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._seen: dict[str, list[float]] = defaultdict(list)
+
+    def compute_loss(
+        self, model: TrainableScorer, inputs: dict[str, Batch], *_: Any, **__: Any
+    ) -> torch.Tensor:
+        """Return the weighted mean of -log sigmoid(score of chosen - score of rejected)."""
+        batch = inputs["batch"]
+        scores_B = model(batch.sequences)
+        margins_P = scores_B[batch.chosen_P] - scores_B[batch.rejected_P]
+        self._seen["accuracy"].append((margins_P > 0).float().mean().item())
+        self._seen["margin"].append(margins_P.mean().item())
+        losses_P = losses.preference_loss(margins_P, batch.p_chosen_P.to(margins_P.device))
+        return losses.weighted_mean(losses_P, batch.weight_P.to(margins_P.device))
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Add what `compute_loss` saw since the last call."""
+        logs |= {key: sum(seen) / len(seen) for key, seen in self._seen.items()}
+        self._seen.clear()
+        super().log(logs, *rest)

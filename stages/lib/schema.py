@@ -1,0 +1,155 @@
+"""Strict models for params and records, and errors that fit on one line.
+
+Everything a person can write (params.yaml, a label file, a prompt) is checked by a subclass of
+`Strict`: no unknown key, no missing key, no conversion of types. pydantic does the checking; this
+module turns its report into one sentence that says where, what was found and what would do.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+
+class Refusal(Exception):
+    """Something the user gave cannot be used; one line says where, what, and what would do."""
+
+
+class Strict(BaseModel):
+    """A typed, immutable set of named values; every field must be given, nothing else may be.
+
+    `protected_namespaces` is emptied because pydantic reserves names that begin with `model_`,
+    a word this project cannot do without.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+T = TypeVar("T")
+
+
+def check(value: Any, into: Any, where: str, error: type[Refusal] = Refusal) -> Any:
+    """Return `value` as an instance of the type `into`.
+
+    Args:
+        value: plain data, as YAML or JSON gives it.
+        into: a `Strict` class, or a union of them told apart by a discriminator.
+        where: how the message begins, `params.yaml: pairs` or `labels.jsonl:12`.
+        error: the class of error to raise.
+
+    Raises:
+        Refusal: of class `error`, one line, naming the first thing that is wrong.
+    """
+    try:
+        return TypeAdapter(into).validate_python(value)
+    except ValidationError as report:
+        raise error(_sentence(report, where, into)) from None
+
+
+def _sentence(report: ValidationError, where: str, into: Any) -> str:
+    problems = report.errors(include_url=False)
+    # An unknown key beside a missing one is a typing error in the first; name that one.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    path, owner = _walk(first["loc"], into)
+    name = ".".join(path)
+    joint = ": " if where[-1:].isdigit() else "."
+    place = f"{where}{joint}{name}" if name else where
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not a parameter of {_accepts(owner, path[-1])}"
+    if first["type"] == "missing":
+        return f"{place} is missing{_meaning(owner, path[-1])}"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = first["ctx"]
+        key = f"{where}{joint}{'.'.join([*path, context['discriminator'].strip(chr(39))])}"
+        if "tag" not in context:
+            return f"{key} is missing"
+        return f"{key} must be one of {context['expected_tags']}, not '{context['tag']}'"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] in ("value_error", "assertion_error"):
+        return f"{place}: {message}"
+    return f"{place} must be {message}, not {first['input']!r}"
+
+
+def _walk(loc: Sequence[Any], kind: Any) -> tuple[list[str], type[BaseModel] | None]:
+    """Follow an error's path through the types: the path as a reader knows it, and its last class.
+
+    pydantic puts what chose a union's member (a discriminator's value, a type's name) into the
+    path; a reader has no use for it.
+    """
+    path: list[str] = []
+    owner: type[BaseModel] | None = None
+    for part in loc:
+        members = _members(kind)
+        if len(members) > 1:
+            kind = next((m for m in members if part in _names(m)), kind)
+            if part in {name for member in members for name in _names(member)}:
+                continue
+        elif members:
+            kind = members[0]
+        path.append(str(part))
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            owner = kind
+            field = kind.model_fields.get(str(part))
+            kind = field.annotation if field else Any
+        else:  # a list's items or a mapping's values
+            kind = (*getattr(kind, "__args__", ()), Any)[
+                -2 if getattr(kind, "__args__", ()) else -1
+            ]
+    return path, owner
+
+
+def _members(kind: Any) -> list[Any]:
+    """The types a value may have: those of a union without None, or the one."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(kind)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [m for arg in typing.get_args(kind) if arg is not type(None) for m in _members(arg)]
+    return [kind]
+
+
+def _names(member: Any) -> set[str]:
+    """What pydantic may call a union's member in a path."""
+    if not (isinstance(member, type) and issubclass(member, BaseModel)):
+        return {
+            "int",
+            "float",
+            "str",
+            "bool",
+            "list[str]",
+            getattr(member, "__name__", str(member)),
+        }
+    tags = {
+        value
+        for field in member.model_fields.values()
+        if typing.get_origin(field.annotation) is typing.Literal
+        for value in typing.get_args(field.annotation)
+        if isinstance(value, str)
+    }
+    return tags | {member.__name__}
+
+
+def _accepts(owner: type[BaseModel] | None, key: str) -> str:
+    if owner is None:
+        return "anything here"
+    fields = sorted(owner.model_fields)
+    near = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(fields)}"
+    return f"{owner.__name__}; {hint}"
+
+
+def _meaning(owner: type[BaseModel] | None, field: str) -> str:
+    info = owner.model_fields.get(field) if owner else None
+    if info is None or not info.description:
+        return ""
+    return f" ({' '.join(info.description.split()).rstrip('.')})"

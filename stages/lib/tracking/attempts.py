@@ -1,0 +1,60 @@
+"""Runs of processes that died, stages that were tried again, trainings that went on."""
+
+import socket
+from typing import Any
+
+import psutil
+
+from stages.lib.tracking.store import Store
+
+PROCESS = "plumbline.process"
+
+
+def signature() -> str:
+    """Name this process: host, number, and start time, since numbers are used again."""
+    me = psutil.Process()
+    return f"{socket.gethostname()}:{me.pid}:{me.create_time():.2f}"
+
+
+def _dead(process: str) -> bool:
+    host, pid, started = process.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True
+
+
+def close_dead(store: Store) -> None:
+    """Mark as killed what processes of this machine left running when they were killed."""
+    for run in store.runs("attributes.status = 'RUNNING'"):
+        process = run.data.tags.get(PROCESS)
+        if process and _dead(process):
+            store.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def supersede(store: Store, parent: str, stage: str, by: str) -> None:
+    """Mark earlier attempts at a stage of this configuration, so that one of them counts."""
+    where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`dvc.stage` = '{stage}'"
+    for run in store.runs(where):
+        if run.info.run_id != by and "superseded_by" not in run.data.tags:
+            store.client.set_tag(run.info.run_id, "superseded_by", by)
+
+
+def reopen(store: Store, run: str, *, instead_of: str, parent: str) -> Any:
+    """Make an earlier attempt's run the present one again; its successor is removed.
+
+    Returns:
+        The run, or None where it is gone.
+    """
+    earlier = store.client.get_run(run)
+    if earlier.info.lifecycle_stage == "deleted" or earlier.info.experiment_id != store.experiment:
+        return None
+    store.client.update_run(run, status="RUNNING")
+    store.client.set_tag(run, "mlflow.parentRunId", parent)
+    store.client.set_tag(run, PROCESS, signature())
+    if "superseded_by" in earlier.data.tags:
+        store.client.delete_tag(run, "superseded_by")
+    store.client.delete_run(instead_of)
+    return earlier

@@ -1,0 +1,191 @@
+"""Where runs go, and the pipeline run that each of them belongs to."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel
+
+from stages.lib import params
+
+# The defaults wait 247 s for a server that is down.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+# SQLite is migrated on first use; alembic's narration of it says nothing to a user.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+
+EXPERIMENT = "plumbline"
+BATCH = 100  # params that a server takes in one call
+
+
+def root() -> Path:
+    """The main repository, also inside the temporary copies that `dvc exp run` works in."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def uri() -> str:
+    """Where runs go: MLFLOW_TRACKING_URI, or a SQLite file in the main repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root()}/mlflow.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A connection to the experiment."""
+
+    client: Any
+    experiment: str
+
+    def runs(self, where: str) -> list[Any]:
+        """Return every run that a filter finds, oldest first."""
+        found, token = [], None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                where,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def log_params(self, run: str, values: Mapping[str, Any]) -> None:
+        """Log any number of params."""
+        from mlflow.entities import Param
+
+        logged = [Param(k, str(v)[:6000]) for k, v in values.items()]
+        for start in range(0, len(logged), BATCH):
+            self.client.log_batch(run, params=logged[start : start + BATCH])
+
+    def log_metrics(
+        self, run: str, values: Mapping[str, float], *, step: int = 0, model: str | None = None
+    ) -> None:
+        """Log metrics at one step; `model` attaches them to a logged model as well."""
+        self.client.log_batch(run, metrics=metric_rows(values, step, model))
+
+
+def connect() -> Store:
+    """Open the experiment, and create it the first time.
+
+    Behind a file lock: several processes that migrate a fresh database or create the experiment
+    at once fail.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+
+    mlflow.set_tracking_uri(uri())
+    with locked():
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            # An explicit place: the default would lie inside a temporary copy and vanish with it.
+            place = None if uri().startswith("http") else (root() / "mlartifacts").as_uri()
+            return Store(client, client.create_experiment(EXPERIMENT, artifact_location=place))
+        return Store(client, experiment.experiment_id)
+
+
+def locked() -> FileLock:
+    """Return the lock that one process at a time holds to look for a run and create it."""
+    (root() / ".cache").mkdir(exist_ok=True)
+    return FileLock(root() / ".cache/mlflow.lock", timeout=120)
+
+
+def pipeline_run(store: Store) -> str:
+    """Return the pipeline run of the present configuration, created the first time."""
+    key = config_key()
+    with locked():
+        if found := store.runs(f"tags.`plumbline.config` = '{key}'"):
+            return found[0].info.run_id
+        name = os.environ.get("DVC_EXP_NAME") or f"repro-{key[:6]}"
+        tags = {"kind": "pipeline", "plumbline.config": key} | context_tags()
+        return store.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
+
+
+def config_key() -> str:
+    """Return a hash of what decides a run: params, graph and code."""
+    digest = hashlib.sha256(json.dumps(params.read(), sort_keys=True, default=str).encode())
+    for file in [Path("dvc.yaml"), *sorted(Path("stages").rglob("*.py"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def context_tags() -> dict[str, str]:
+    """Return tags that say which code and which DVC experiment a run belongs to."""
+    head = _git("rev-parse", "HEAD")
+    tags = {
+        "mlflow.source.git.commit": head,
+        "plumbline.dirty": str(bool(_git("status", "--porcelain"))).lower() if head else "",
+        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc.exp_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def metric_rows(values: Mapping[str, float], step: int, model: str | None = None) -> list[Any]:
+    """Return MLflow metrics, without numbers that are not finite: they have no place on an axis."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [
+        Metric(k, float(v), now, step, model_id=model)
+        for k, v in values.items()
+        if math.isfinite(v)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Return a section of params as plain data."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name)
+        else:
+            flat[name] = value
+    return flat
+
+
+def graph_stages() -> list[str]:
+    """Return the names of the graph's stages, `foreach` expanded by params.yaml."""
+    declared = params.read(Path("dvc.yaml"))["stages"]
+    settings = params.read()
+    names: list[str] = []
+    for name, stage in declared.items():
+        if "foreach" in stage:
+            section = stage["foreach"].removeprefix("${").removesuffix("}")
+            names += [f"{name}@{key}" for key in settings.get(section, {})]
+        else:
+            names.append(name)
+    return names
+
+
+def by_stage(runs: Iterable[Any]) -> dict[str, Any]:
+    """Return the last run of each stage, without superseded attempts."""
+    return {
+        run.data.tags["dvc.stage"]: run
+        for run in runs
+        if "dvc.stage" in run.data.tags and "superseded_by" not in run.data.tags
+    }

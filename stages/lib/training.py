@@ -1,0 +1,139 @@
+"""What every trainer shares: arguments, curves, checkpoints that survive a kill.
+
+transformers' Trainer does the loop; this module sets it up the same way for each algorithm.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from stages.lib import files, tracking
+from stages.lib.lora import LoraTraining
+
+CHECKPOINTS = 4
+"""Checkpoints a run: a kill costs at most a quarter of the training."""
+
+
+def arguments(knobs: LoraTraining, *, prompts: int, seed: int, checkpoints: Path) -> dict[str, Any]:
+    """Return keyword arguments for TrainingArguments and its subclasses.
+
+    Args:
+        knobs: of params.yaml.
+        prompts: rows of the dataset.
+        seed: of the order of rows.
+        checkpoints: folder for checkpoints, outside the stage's outputs.
+    """
+    steps = knobs.steps(prompts)
+    return {
+        "output_dir": str(checkpoints),
+        "num_train_epochs": knobs.epochs,
+        "per_device_train_batch_size": knobs.batch_prompts,
+        "learning_rate": knobs.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": round(knobs.warmup * steps),
+        "max_grad_norm": knobs.max_grad_norm,
+        "weight_decay": 0.0,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": max(1, -(-steps // CHECKPOINTS)),
+        "save_total_limit": 1,
+        "report_to": "none",
+        "seed": seed,
+        # TRL switches it on by default; precision is set where the model runs (training_precision).
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+class Progress(ProgressCallback):
+    """A bar with rate and time left that shows the loss beside it, not a line for every step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Show the loss at the end of the bar."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+
+class Curves(TrainerCallback):
+    """Sends what the trainer logs at each step to MLflow, buffered."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Pass on the numbers of one step."""
+        if logs and "loss" in logs:
+            tracking.curve(
+                {k: v for k, v in logs.items() if isinstance(v, int | float)}, state.global_step
+            )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Pass on the steps of before a kill that had not been sent when it came."""
+        for row in state.log_history:
+            self.on_log(args, replace(state, global_step=row["step"]), control, row)
+
+
+def checkpoint_folder(stage: str, *inputs: Any) -> Path:
+    """Return where a training with exactly these inputs keeps its checkpoints.
+
+    It lies under DVC_ROOT and outside every output, so that it survives a failed `dvc exp run
+    --temp` and never enters the cache. Other inputs, other folder: a training never goes on from
+    a checkpoint of another one.
+
+    Args:
+        stage: name of the stage, for people.
+        inputs: paths (their content counts) and values (their repr counts).
+    """
+    digest = hashlib.sha256()
+    for item in inputs:
+        if isinstance(item, Path):
+            for file in sorted(item.rglob("*")) if item.is_dir() else [item]:
+                if file.is_file():
+                    digest.update(f"{file.relative_to(item)}:{files.sha256(file)}\0".encode())
+        else:
+            digest.update(f"{item!r}\0".encode())
+    root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
+    return root / ".cache/checkpoints" / f"{stage}-{digest.hexdigest()[:16]}"
+
+
+def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
+    """Train, going on from the last whole checkpoint if there is one.
+
+    Returns:
+        One row a step: step, loss, learning_rate, grad_norm and what the algorithm logs. Rows
+        from before a kill are among them, restored with the checkpoint.
+    """
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last and not (Path(last) / "trainer_state.json").is_file():
+        # The trainer writes its state last: without it the checkpoint was cut short.
+        shutil.rmtree(last)
+        last = get_last_checkpoint(str(checkpoints))
+    tracking.go_on_from(checkpoints)
+    tracking.watch()
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress)
+    trainer.train(resume_from_checkpoint=last)
+    return [
+        {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]
+
+
+def forget(checkpoints: Path) -> None:
+    """Remove a finished training's checkpoints."""
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def write_curves(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:
+    """Write curves as CSV, six significant digits, one row a step."""
+    lines = [",".join(columns)]
+    lines += [",".join(f"{row[column]:.6g}" for column in columns) for row in rows]
+    files.write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,67 @@
+"""Let one labeler rank the completions of each prompt.
+
+    python -m stages.rank words data/sources/words.txt data/prompts data/completions \
+        data/rankings/words.jsonl
+
+Reads   what the labeler reads: a word list, a model's folder, a person's file
+        data/prompts, data/completions
+Writes  rankings.jsonl    one ranking of one prompt's completions a line
+Params  labelers.<name>, base, samplers
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from stages.lib import entry, files
+from stages.lib.base import Base
+from stages.lib.labelers import classifier, judge, lexicon, people
+from stages.lib.records import Completion, Prompt
+
+Labeler = Annotated[
+    lexicon.Lexicon | classifier.TextClassifier | judge.Judge | people.People,
+    Field(discriminator="kind"),
+]
+LABELERS = {
+    "lexicon": lexicon.rank,
+    "classifier": classifier.rank,
+    "judge": judge.rank,
+    "people": people.rank,
+}
+
+
+def run(
+    labeler: Labeler,
+    base: Base,
+    samplers: dict[str, Any],
+    *,
+    name: str,
+    reads: Path,
+    prompts: Path,
+    completions: Path,
+    out: Path,
+) -> dict[str, float]:
+    """Write the labeler's rankings; return their number and the share of tied comparisons."""
+    asked = [
+        p
+        for split in ("train", "validation", "test")
+        for p in files.read_lines(prompts / f"{split}.jsonl", Prompt)
+    ]
+    given = files.read_entries(completions, samplers, Completion, section="samplers")
+    rankings = LABELERS[labeler.kind](labeler, name, base, asked, given)
+    files.write_lines(out, rankings)
+    tied = total = 0
+    for one in rankings:
+        ranks = list(one.ranks.values())
+        total += len(ranks) * (len(ranks) - 1) // 2
+        tied += sum(a == b for i, a in enumerate(ranks) for b in ranks[i + 1 :])
+    return {
+        "rankings": float(len(rankings)),
+        "comparisons": float(total),
+        "tie_rate": tied / total if total else 0.0,
+    }
+
+
+if __name__ == "__main__":
+    entry.main(run, "labelers.{name}", "base", "samplers")

@@ -1,0 +1,53 @@
+"""A tiny model for every test that needs one, and the folder of real data where it is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    from tiny_model import build
+
+    return build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def full_precision():
+    from stages.lib.base import Base
+
+    return Base(quantisation="none", weights="rounded", dtype="float32")
+
+
+@pytest.fixture
+def tiny(tiny_folder, full_precision):
+    """A fresh tiny model in float32, so that equalities are tight."""
+    from stages.lib import models
+
+    return models.load(tiny_folder, full_precision)
+
+
+@pytest.fixture(scope="session")
+def graph(tmp_path_factory):
+    """A workspace in which `dvc repro` has run once, and what it printed; leave it as it was."""
+    from tiny_graph import shell, workspace
+
+    folder = workspace(tmp_path_factory.mktemp("graph") / "plumbline")
+    done = shell(folder, "dvc", "repro")
+    shell(folder, "git", "add", "-A")
+    shell(folder, "git", "commit", "-qm", "results")
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder of public data; the test is skipped where it is absent."""
+    folder = ROOT / os.environ.get("PLUMBLINE_DATA", "../shared/data")
+    if not folder.is_dir():
+        pytest.skip(f"no public data at PLUMBLINE_DATA ({folder.name})")
+    return folder

@@ -1,0 +1,252 @@
+"""Every row of "what must hold" between DVC and MLflow, on the tiny graph with both for real."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from ruamel.yaml import YAML
+from tiny_graph import STAGES, environment, ran, runs, shell
+
+
+@pytest.fixture
+def clean(graph):
+    """The workspace, put back afterwards to the committed results."""
+    folder, _ = graph
+    yield folder
+    shell(folder, "git", "checkout", "-q", ".")
+    shell(folder, "dvc", "checkout", "-q", "--force")
+
+
+def parents(folder, store="mlflow.db"):
+    """Pipeline runs by configuration, with their children by stage."""
+    found = {}
+    for parent in runs(folder, "tags.kind = 'pipeline'", store):
+        own = runs(folder, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", store)
+        children = {r.data.tags["dvc.stage"]: r for r in own if "superseded_by" not in r.data.tags}
+        found[parent.data.tags["plumbline.config"]] = (parent, children)
+    return found
+
+
+def change(folder, key, value):
+    """Set one parameter in params.yaml."""
+    yaml = YAML()
+    yaml.width = 1000
+    tree = yaml.load(folder / "params.yaml")
+    *path, last = key.split(".")
+    at = tree
+    for part in path:
+        at = at[part]
+    at[last] = value
+    yaml.dump(tree, folder / "params.yaml")
+
+
+def require_complete(parent, children, reran):
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["plumbline.complete"] == "true"
+    kinds = {stage: run.data.tags["kind"] for stage, run in children.items()}
+    assert kinds == {s: "stage" if s in reran else "reused" for s in STAGES}
+    for stage in STAGES - {"report"}:
+        assert f"{stage.replace('@', '.')}/seconds" in parent.data.metrics
+        own = {k for k in children[stage].data.metrics if not k.startswith("system/")}
+        assert own - {"peak_mib"} <= {
+            k.removeprefix(f"{stage.replace('@', '.')}/") for k in parent.data.metrics
+        } | set(children[stage].data.metrics) - own | curve_names(children[stage])
+
+
+def curve_names(run):
+    """Names that a stage logs at each step, which have no place on the parent."""
+    return {"loss", "margin", "accuracy", "logp_chosen", "logp_rejected", "learning_rate",
+            "grad_norm", "epoch", "rewards", "entropy"} & set(run.data.metrics)  # fmt: skip
+
+
+def test_a_change_without_effect_on_outputs_still_gets_a_complete_parent(clean):
+    # A stage that runs again and gives the same bytes stops DVC there: all that follows is skipped.
+    path = clean / "stages/lib/neighbours.py"
+    path.write_text(path.read_text() + "\n# a thought\n")
+    output = shell(clean, "dvc", "repro").stdout
+    assert ran(output) == {"prompts", "report"}
+    card = json.loads((clean / "reports/pipeline.json").read_text())
+    require_complete(*parents(clean)[card["config"]], {"prompts", "report"})
+
+
+def test_going_back_to_an_earlier_configuration_runs_nothing_and_names_its_parent(clean):
+    before = json.loads((clean / "reports/pipeline.json").read_text())
+    original = (clean / "params.yaml").read_text()
+    change(clean, "report.samples", 3)
+    shell(clean, "dvc", "repro")
+    other = json.loads((clean / "reports/pipeline.json").read_text())
+    assert other["run_id"] != before["run_id"]
+    count = len(runs(clean, ""))
+    (clean / "params.yaml").write_text(original)
+    output = shell(clean, "dvc", "repro").stdout
+    assert ran(output) == set()
+    assert json.loads((clean / "reports/pipeline.json").read_text()) == before
+    assert len(runs(clean, "")) == count
+
+
+def test_a_killed_training_goes_on_in_the_same_run(clean):
+    change(clean, "policies.dpo.epochs", 12)
+    running = subprocess.Popen(
+        ["dvc", "repro", "align@dpo"], cwd=clean, env=environment(clean), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    saved = None
+    for _ in range(1200):
+        found = list(
+            (clean / ".cache/checkpoints").glob("align-dpo-*/checkpoint-*/trainer_state.json")
+        )
+        if found or running.poll() is not None:
+            saved = found
+            break
+        time.sleep(0.02)
+    assert saved, running.communicate()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    (ghost,) = runs(clean, "attributes.status = 'RUNNING' and tags.`dvc.stage` = 'align@dpo'")
+    shell(clean, "dvc", "repro", "align@dpo")
+    card = json.loads((clean / "reports/runs/align@dpo.json").read_text())
+    assert card["run_id"] == ghost.info.run_id
+    again = next(r for r in runs(clean) if r.info.run_id == ghost.info.run_id)
+    assert "superseded_by" not in again.data.tags
+    assert not runs(clean, "attributes.status = 'RUNNING'")
+    from mlflow import MlflowClient
+
+    history = MlflowClient(f"sqlite:///{clean}/mlflow.db").get_metric_history(
+        ghost.info.run_id, "grad_norm"
+    )
+    steps = int(card["metrics"]["steps"])
+    assert sorted(m.step for m in history) == list(range(1, steps + 1))  # each once
+    assert not list((clean / ".cache/checkpoints").glob("align-dpo-*"))
+
+
+def test_a_lost_store_is_rebuilt_and_a_second_time_changes_nothing(clean):
+    plain = lambda run: (dict(run.data.metrics), run.data.params)  # noqa: E731
+    card = json.loads((clean / "reports/pipeline.json").read_text())
+    parent, children = parents(clean)[card["config"]]
+    sync = [
+        "env", f"MLFLOW_TRACKING_URI=sqlite:///{clean}/rebuilt.db",
+        "python", "-m", "stages.lib.commands.sync",
+    ]  # fmt: skip
+    first = shell(clean, *sync).stdout
+    assert "HEAD was logged with 15 stages" in first
+    rebuilt, theirs = parents(clean, "rebuilt.db")[card["config"]]
+    assert rebuilt.info.run_id != parent.info.run_id
+    assert plain(rebuilt) == plain(parent)
+    assert {s: r.data.tags["kind"] for s, r in theirs.items()} == {
+        s: r.data.tags["kind"] for s, r in children.items()
+    }
+    for stage in STAGES:
+        assert theirs[stage].data.params == children[stage].data.params
+    count = len(runs(clean, "", "rebuilt.db"))
+    assert "workspace is there already" in shell(clean, *sync).stdout
+    assert len(runs(clean, "", "rebuilt.db")) == count
+
+
+def test_an_experiment_in_a_temporary_copy_logs_to_the_main_store(clean):
+    shell(clean, "dvc", "exp", "run", "--temp", "-n", "aside", "-S", "report.samples=2")
+    (parent,) = runs(clean, "tags.`dvc.exp_name` = 'aside' and tags.kind = 'pipeline'")
+    own = runs(clean, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    require_complete(parent, {r.data.tags["dvc.stage"]: r for r in own}, {"report"})
+    assert parent.data.params["report.samples"] == "2"
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{clean}/mlflow.db")
+    local = client.download_artifacts(parent.info.run_id, "report.html")
+    assert parent.info.artifact_uri.startswith((clean / "mlartifacts").as_uri())
+    assert len(open(local).read()) > 1000  # noqa: PTH123, SIM115
+
+
+def test_plan_says_what_would_run_and_why(clean):
+    call = ["python", "-m", "stages.lib.commands.plan", "--exit-code"]
+    done = shell(clean, *call, check=False)
+    assert (done.returncode, done.stdout.strip()) == (
+        0,
+        "Nothing would run: results and inputs agree.",
+    )
+    change(clean, "policies.dpo.beta", 0.7)
+    done = shell(clean, *call, check=False)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["align@dpo", "evaluate@dpo", "report"]
+    assert lines[0].endswith("policies.dpo.beta 0.1 → 0.7")
+    assert lines[1].endswith("align@dpo would run")
+    assert lines[-1].startswith("3 stages: about ")
+    assert " GiB of memory" in lines[-1]
+    shell(clean, "git", "checkout", "-q", "params.yaml")
+    path = clean / "stages/lib/losses.py"
+    path.write_text(path.read_text() + "\n# a thought\n")
+    named = [line.split()[0] for line in shell(clean, *call, check=False).stdout.splitlines()[:-2]]
+    assert {"reward", "align@dpo"} <= set(named)
+    assert not {"fetch@base", "prompts", "sample@base", "pairs"} & set(named)
+    assert named.index("align@dpo") < named.index("evaluate@dpo") < named.index("report")
+
+
+def leaves(tree, prefix=""):
+    """Dotted keys of every parameter that is no mapping."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name
+
+
+def test_each_parameter_makes_exactly_the_stages_stale_that_declare_it(clean):
+    from dvc.repo import Repo
+
+    params = YAML(typ="safe").load(clean / "params.yaml")
+    original = (clean / "params.yaml").read_text()
+    before = os.getcwd()  # noqa: PTH109
+    os.chdir(clean)
+    checked = 0
+    try:
+        with Repo() as repo:
+            declared = {
+                s.addressing: {k for d in s.deps if hasattr(d, "params") for k in d.params}
+                for s in repo.index.stages
+            }
+        for key in leaves(params):
+            if key.startswith("models.") or key.split(".")[-1] in {"model", "reads", "learns_from"}:
+                continue  # templated into the graph itself: another command or path
+            tree = YAML(typ="safe").load(original)
+            *path, last = key.split(".")
+            at = tree
+            for part in path:
+                at = at[part]
+            at[last] = "another" if isinstance(at[last], str) else [at[last], "another"]
+            with (clean / "params.yaml").open("w") as out:
+                YAML(typ="safe").dump(tree, out)
+            with Repo() as repo:
+                stale = {name.removeprefix("dvc.yaml:") for name in repo.status()}
+            expected = {
+                stage
+                for stage, keys in declared.items()
+                if any(key == k or key.startswith(f"{k}.") for k in keys)
+            }
+            assert expected, key
+            assert stale == expected, key
+            checked += 1
+    finally:
+        os.chdir(before)
+        (clean / "params.yaml").write_text(original)
+    assert checked > 80
+
+
+@pytest.mark.slow
+def test_a_queue_of_ablations_on_a_fresh_store_loses_nothing(clean):
+    fresh = ["env", f"MLFLOW_TRACKING_URI=sqlite:///{clean}/queue.db"]
+    shell(clean, "dvc", "exp", "run", "--queue", "-S", "report.words=3,4,5")
+    shell(clean, *fresh, "dvc", "queue", "start", "-j", "2")
+    for _ in range(240):
+        status = shell(clean, "dvc", "queue", "status").stdout
+        if "Queued" not in status and "Running" not in status:
+            break
+        time.sleep(1)
+    assert status.count("Success") == 3, status
+    found = {p.data.params["report.words"]: (p, c) for p, c in parents(clean, "queue.db").values()}
+    assert set(found) == {"3", "4", "5"}
+    for parent, children in found.values():
+        require_complete(parent, children, {"report"})

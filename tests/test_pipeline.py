@@ -1,0 +1,237 @@
+"""The whole graph on real DVC and real MLflow, with a two-layer model: what users rely on, end to end."""
+
+import json
+import time
+
+import pytest
+from tiny_graph import STAGES, ran, runs, shell
+
+
+def test_one_command_runs_every_stage_and_ends_with_a_report(graph):
+    folder, output = graph
+    assert ran(output) == STAGES
+    for name in ("report.html", "report.md", "verdict.txt", "comparison.json"):
+        assert (folder / "reports" / name).stat().st_size > 200
+    comparison = json.loads((folder / "reports/comparison.json").read_text())
+    assert set(comparison["policies"]) == {"baseline", "unquantised", "dpo"}
+    emt = comparison["policies"]["dpo"]["independent"]["emt"]
+    assert emt["low"] <= emt["value"] <= emt["high"]
+    assert emt["n"] == 24
+    assert set(comparison["effects"]) == {"unquantised", "dpo"}
+
+
+def test_every_stage_is_a_run_in_mlflow_under_one_parent(graph):
+    folder, _ = graph
+    card = json.loads((folder / "reports/pipeline.json").read_text())
+    (parent,) = [r for r in runs(folder) if r.info.run_id == card["run_id"]]
+    assert parent.data.tags["kind"] == "pipeline"
+    stages = runs(folder, f"tags.`mlflow.parentRunId` = '{card['run_id']}'")
+    assert {r.data.tags["dvc.stage"]: r.data.tags["kind"] for r in stages} == dict.fromkeys(
+        STAGES, "stage"
+    )
+    assert card["stages"] == {
+        r.data.tags["dvc.stage"]: r.info.run_id
+        for r in stages
+        if r.data.tags["dvc.stage"] != "report"
+    }
+    assert parent.data.params["policies.dpo.beta"] == "0.1"
+    for stage in STAGES - {"report"}:
+        assert f"{stage.replace('@', '.')}/seconds" in parent.data.metrics
+
+
+def test_training_curves_and_completions_are_in_mlflow(graph):
+    from mlflow import MlflowClient
+
+    folder, _ = graph
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    by_stage = json.loads((folder / "reports/pipeline.json").read_text())["stages"]
+    assert len(client.get_metric_history(by_stage["align@dpo"], "loss")) >= 2
+    files = {a.path for a in client.list_artifacts(by_stage["evaluate@dpo"])}
+    assert "completions.json" in files
+    parent = json.loads((folder / "reports/pipeline.json").read_text())["run_id"]
+    files = {a.path for a in client.list_artifacts(parent)}
+    assert {"params.yaml", "dvc.yaml", "report.html"} <= files
+
+
+def test_a_second_repro_runs_nothing_and_logs_nothing(graph):
+    folder, _ = graph
+    before = len(runs(folder, ""))
+    output = shell(folder, "dvc", "repro").stdout
+    assert ran(output) == set()
+    assert "up to date" in output
+    assert len(runs(folder, "")) == before
+
+
+def test_the_baseline_is_its_own_reference(graph):  # property 9
+    folder, _ = graph
+    rows = [
+        json.loads(line)
+        for line in (folder / "data/evaluations/baseline.jsonl").read_text().splitlines()
+    ]
+    assert all(row["kl_k1"] == 0 and row["kl_exact"] == 0 for row in rows)
+    other = [
+        json.loads(line)
+        for line in (folder / "data/evaluations/dpo.jsonl").read_text().splitlines()
+    ]
+    assert [(r["prompt_id"], r["index"]) for r in rows] == [
+        (r["prompt_id"], r["index"]) for r in other
+    ]
+
+
+def test_no_evaluated_prompt_was_learnt_from(graph):  # property 39
+    folder, _ = graph
+    read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]  # noqa: E731
+    learnt = {row["prompt_id"] for row in read("data/pairs/train.jsonl")}
+    asked = {row["prompt_id"] for row in read("data/evaluations/dpo.jsonl")}
+    assert learnt
+    assert asked
+    assert not learnt & asked
+    clusters = {row["cluster"] for row in read("data/pairs/train.jsonl")}
+    assert not clusters & {row["cluster"] for row in read("data/evaluations/dpo.jsonl")}
+
+
+def test_an_experiment_reruns_what_it_changes_and_its_parent_is_complete(graph):  # property 35
+    folder, _ = graph
+    output = shell(
+        folder, "dvc", "exp", "run", "-n", "closer", "-S", "policies.dpo.beta=0.3"
+    ).stdout
+    assert ran(output) == {"align@dpo", "evaluate@dpo", "report"}
+    parent = next(
+        r
+        for r in runs(folder)
+        if r.data.tags.get("dvc.exp_name") == "closer" and r.data.tags["kind"] == "pipeline"
+    )
+    assert parent.data.params["policies.dpo.beta"] == "0.3"
+    children = runs(folder, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    kinds = {r.data.tags["dvc.stage"]: r.data.tags["kind"] for r in children}
+    assert kinds == {
+        s: "stage" if s in {"align@dpo", "evaluate@dpo", "report"} else "reused" for s in STAGES
+    }
+    for stage in STAGES - {"report"}:
+        assert f"{stage.replace('@', '.')}/seconds" in parent.data.metrics
+    table = shell(folder, "python", "-m", "stages.lib.commands.compare").stdout.splitlines()
+    assert [line.split()[0] for line in table] == [
+        "policy", "baseline", "dpo", "unquantised", "closer/dpo",
+    ]  # fmt: skip
+    assert table[-1].endswith("policies.dpo.beta=0.3")
+    effect = json.loads((folder / "reports/comparison.json").read_text())["effects"]["dpo"]
+    change = effect["independent"]["emt"]
+    shown = f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+    assert shown.replace("-", "−") in table[-1]  # as the experiment's own report has it
+    refused = shell(
+        folder, "python", "-m", "stages.lib.commands.compare", "--baseline", "nobody", check=False
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.strip() == (
+        "Refusal: --baseline nobody: no such policy; there are baseline, dpo, unquantised, closer/dpo"
+    )
+    shell(folder, "git", "checkout", "-q", ".")
+    shell(folder, "dvc", "checkout", "-q")
+
+
+def test_a_changed_parameter_of_one_policy_reruns_only_that_policy(graph):  # property 35
+    folder, _ = graph
+    original = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(original.replace("    beta: 0.1 ", "    beta: 0.2 "))
+    assert (folder / "params.yaml").read_text() != original
+    status = shell(folder, "dvc", "repro", "--dry").stdout
+    (folder / "params.yaml").write_text(original)
+    assert {s for s in ran(status) if s.startswith(("align", "reward", "pairs", "sample"))} == {
+        "align@dpo"
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "message"),
+    [
+        (
+            ("beta: 0.1 ", "bta: 0.1 "),
+            "align@dpo",
+            "ParamError: params.yaml: policies.dpo.bta is not a parameter of Dpo; did you mean 'beta'?",
+        ),
+        (
+            ("beta: 0.1 ", "beta: 0.0 "),
+            "align@dpo",
+            "ParamError: params.yaml: policies.dpo.beta must be greater than 0, not 0.0",
+        ),
+        (
+            ("algorithm: dpo ", "algorithm: dop "),
+            "align@dpo",
+            "ParamError: params.yaml: policies.dpo.algorithm must be one of 'none', 'dpo', not 'dop'",
+        ),
+        (
+            ("prompts: 24 ", "prompts: 900 "),
+            "evaluate@baseline",
+            "Refusal: params.yaml: evaluate.sets.toxic.prompts is 900, but the split has",
+        ),
+        (
+            ("temperature: 1.0 ", "temperature: warm "),
+            "sample@base",
+            "ParamError: params.yaml: samplers.base.temperature must be a valid number, not 'warm'",
+        ),
+    ],
+)
+def test_bad_params_are_refused_in_one_line_and_nothing_is_lost(graph, change, stage, message):
+    folder, _ = graph
+    original = (folder / "params.yaml").read_text()
+    assert change[0] in original
+    (folder / "params.yaml").write_text(original.replace(*change, 1))
+    before = (folder / "dvc.lock").read_bytes()
+    done = shell(folder, "dvc", "repro", "--single-item", stage, check=False)
+    (folder / "params.yaml").write_text(original)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith(message.split(":")[0])]
+    assert line.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert (folder / "dvc.lock").read_bytes() == before
+    # DVC removes a stage's outputs before it runs it: its cache gives back data, git the metrics.
+    shell(folder, "git", "checkout", "-q", "reports")
+    shell(folder, "dvc", "checkout", "-q")
+    assert shell(folder, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_a_corrupt_line_is_refused_by_file_and_number(graph):
+    folder, _ = graph
+    path = folder / "data/sources/prompts/insult.jsonl"
+    original = path.read_text()
+    path.write_text(original + '{"id": "insult-900", "form": "continuation"}\n')
+    done = shell(folder, "dvc", "repro", "prompts", check=False)
+    path.write_text(original)
+    number = len(original.splitlines()) + 1
+    assert done.returncode != 0
+    assert f"data/sources/prompts/insult.jsonl:{number}" in done.stderr
+    assert "Traceback" not in done.stderr
+    shell(folder, "git", "checkout", "-q", "reports")
+    shell(folder, "dvc", "checkout", "-q")
+
+
+def test_the_same_seed_gives_the_same_data_twice(graph):  # property 35
+    folder, _ = graph
+    names = [
+        "data/completions/base.jsonl",
+        "data/evaluations/dpo.jsonl",
+        "models/policies/dpo/adapter_model.safetensors",
+    ]
+    before = [(folder / name).read_bytes() for name in names]
+    for stage in ("sample@base", "align@dpo", "evaluate@dpo"):
+        shell(folder, "dvc", "repro", "-f", "-s", stage)
+    assert [(folder / name).read_bytes() for name in names] == before
+
+
+def test_without_the_mlflow_store_no_output_changes(graph):
+    folder, _ = graph
+    before = (folder / "data/completions/base.jsonl").read_bytes()
+    started = time.monotonic()
+    done = shell(
+        folder,
+        "env",
+        "MLFLOW_TRACKING_URI=http://127.0.0.1:9",
+        "dvc",
+        "repro",
+        "-f",
+        "-s",
+        "sample@base",
+    )
+    assert time.monotonic() - started < 45
+    assert "does not take this run" in done.stderr + done.stdout
+    assert (folder / "data/completions/base.jsonl").read_bytes() == before

@@ -1,0 +1,126 @@
+"""README says what is there: every command, every path, the graph, and the numbers it quotes."""
+
+import json
+import re
+
+import pytest
+from graph import DECLARED, ROOT, STAGES, paths
+
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "data/labels/README.md",
+        "data/sources/README.md",
+    )
+]
+MADE = [
+    f"{path}"
+    for stage in STAGES.values()
+    for key in ("outs", "metrics", "plots")
+    for path in paths(stage.get(key, []))
+]
+TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document):
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_every_make_target_exists(document):
+    named = set(
+        re.findall(
+            r"make (\w+)(?=[`\s])",
+            "\n".join(re.findall(r"`[^`]*`|```.*?```", document.read_text(), flags=re.S)),
+        )
+    )
+    assert named <= TARGETS | {"PYTHON"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_every_path_named_is_in_the_repository_or_made_by_the_graph(document):
+    made = [re.sub(r"\$\{[^}]*\}", "[^/]+", path) for path in MADE]
+    for path in re.findall(
+        r"(?<![\w/.])(?:stages|data|models|reports|tests|profiles)/[\w./@-]*[\w]",
+        document.read_text(),
+    ):
+        if "NAME" in path or path == "data/labels/ann.jsonl":  # stand for a file of the user's
+            continue
+        there = (ROOT / path).exists() or any(re.match(f"{pattern}(/|$)", path) for pattern in made)
+        assert there or any(pattern.startswith(path) for pattern in made), path
+
+
+def test_the_graph_in_the_readme_is_the_graph():
+    drawn = set(re.findall(r"^\s+(\w+) --> (\w+)$", README, flags=re.M))
+    assert drawn == edges()
+
+
+def edges():
+    """(producer, consumer) of every pair of stages of which one reads what the other writes.
+
+    The run files that `report` completes MLflow from come from every stage, and are not drawn.
+    """
+    wrote = {
+        name: [p for key in ("outs", "metrics", "plots") for p in paths(stage.get(key, []))]
+        for name, stage in STAGES.items()
+    }
+    found = set()
+    for consumer, stage in STAGES.items():
+        for dep in paths(stage["deps"]) - {"reports/runs"}:
+            for producer, outs in wrote.items():
+                if producer != consumer and any(touches(dep, out) for out in outs):
+                    found.add((producer, consumer))
+    return found
+
+
+ENTRIES = {
+    "${item.model}": "models/base",
+    "${item.reads}": "models/base",
+    "${reward.reads}": "models/base",
+    "${item.learns_from}": "data/pairs",
+}
+
+
+def touches(dep, out):
+    """Whether a dependency is an output, lies in one, or is the folder that holds one."""
+    dep = ENTRIES.get(dep, dep).replace("${evaluate.split}.jsonl", "test.jsonl")
+    out = out.replace("models/${key}", "models/base") if out == "models/${key}" else out
+    return dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/")
+
+
+def test_every_stage_is_in_the_readmes_table():
+    named = re.findall(r"^\| `(\w+)(?:@(\w))?` \|", README, flags=re.M)
+    assert [name for name, _ in named] == list(STAGES)
+    assert {name for name, key in named if key} == {
+        n for n, s in DECLARED.items() if "foreach" in s
+    }
+
+
+def test_every_command_of_dvc_names_parameters_that_exist():
+    from ruamel.yaml import YAML
+
+    params = YAML(typ="safe").load(ROOT / "params.yaml")
+    for setting in re.findall(r"-S ([\w.]+)=", README):
+        place = params
+        for key in setting.split("."):
+            place = place[key]
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_run_in_git():
+    block = re.search(r"<!-- verdict -->\n(.*?)<!-- /verdict -->", README, flags=re.S).group(1)
+    verdict = json.loads((ROOT / "reports/comparison.json").read_text())
+    own, effect = verdict["policies"], verdict["effects"]["dpo"]["independent"]["emt"]
+    for number in (
+        own["baseline"]["independent"]["emt"]["value"],
+        own["dpo"]["independent"]["emt"]["value"],
+        abs(effect["value"]),
+        abs(effect["low"]),
+        abs(effect["high"]),
+    ):
+        assert f"{number:.3f}" in block, number

@@ -1,0 +1,443 @@
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic_evaluations import EVALUATE, HOSTILE, POLICIES, REPORT, row, write_lines, write_world
+
+from stages import report
+from stages.lib import figures, params
+from stages.lib.files import RecordError
+from stages.lib.params import ParamError
+from stages.lib.schema import check
+
+ROOT = Path(__file__).parents[1]
+MADE = ("comparison.json", "report.html", "report.md", "verdict.txt")
+
+
+def settings(**changed):
+    return check({**REPORT, **changed}, report.Report, "params.yaml: report", ParamError)
+
+
+def run(world, policies=POLICIES, evaluate=EVALUATE, seed=1, **changed):
+    return report.run(settings(**changed), evaluate, policies, seed, **world)
+
+
+def without_runs(text):
+    return re.sub(r"<!-- runs -->.*?<!-- /runs -->", "", text, flags=re.DOTALL)
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text of scripts."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.found, self.scripts, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A finished report of three policies; tests that change anything copy it."""
+    files = write_world(tmp_path_factory.mktemp("world"), prompts=40)
+    (files["out"] / "runs").mkdir(parents=True)
+    identity = {"run_id": "0a1b", "seconds": 98765.5}
+    for stage in ("evaluate@dpo", "evaluate@gone", "report"):
+        (files["out"] / f"runs/{stage}.json").write_text(json.dumps(identity))
+    returned = run(files)
+    return {**files, "returned": returned}
+
+
+@pytest.fixture
+def copied(world, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(world["out"].parent, folder)
+    shutil.rmtree(folder / "reports")
+    return {name: folder / path.name for name, path in world.items() if isinstance(path, Path)}
+
+
+@pytest.fixture(scope="module")
+def page(world):
+    return (world["out"] / "report.html").read_text(encoding="utf-8")
+
+
+# --- numbers ---
+
+
+def test_the_comparison_has_the_keys_that_others_read(world):
+    found = json.loads((world["out"] / "comparison.json").read_text())
+    dpo = found["policies"]["dpo"]
+    assert dpo["independent"]["emt"].keys() == {"value", "low", "high", "n"}
+    assert {"emt", "mean"} == dpo["words"].keys()
+    assert {"perplexity", "dist2", "kl_exact", "refusals"} <= dpo["cost"].keys()
+    assert found["policies"].keys() == {"baseline", "unquantised", "dpo"}
+    assert found["effects"].keys() == {"unquantised", "dpo"}
+    effect = found["effects"]["dpo"]["independent"]["emt"]
+    assert {"value", "low", "high", "p", "relative", "holm", "d_z"} <= effect.keys()
+    assert found["verdicts"] == {"unquantised": {"improved": 0}, "dpo": {"improved": 1}}
+
+
+def test_every_leaf_of_the_comparison_is_a_finite_number(world):
+    text = (world["out"] / "comparison.json").read_text()
+    assert not re.search(r"NaN|Infinity|null|true|false", text)
+    assert not re.search(r': "', text)
+
+
+def test_what_the_stage_returns_are_the_numbers_of_the_comparison(world):
+    found = json.loads((world["out"] / "comparison.json").read_text())
+    assert world["returned"] == {
+        **{
+            f"{name}/emt": own["independent"]["emt"]["value"]
+            for name, own in found["policies"].items()
+        },
+        **{
+            f"{name}/emt_effect": own["independent"]["emt"]["value"]
+            for name, own in found["effects"].items()
+        },
+        "unquantised/improved": 0.0,
+        "dpo/improved": 1.0,
+    }
+
+
+def test_an_effect_is_the_difference_of_the_two_policies(world):
+    found = json.loads((world["out"] / "comparison.json").read_text())
+    after, before = (found["policies"][name]["independent"] for name in ("dpo", "baseline"))
+    effect = found["effects"]["dpo"]["independent"]
+    for metric in ("emt", "tp", "mean", "tox_frac"):
+        difference = after[metric]["value"] - before[metric]["value"]
+        assert effect[metric]["value"] == pytest.approx(difference, abs=2e-6)
+
+
+# --- the same inputs, the same bytes ---
+
+
+def test_another_process_with_another_hash_seed_gives_the_same_bytes(world, copied):
+    code = (
+        "import sys, json; sys.path[:0] = ['tests']\n"
+        "from pathlib import Path\nimport test_report\n"
+        "test_report.run({k: Path(v) for k, v in json.loads(sys.argv[1]).items()})"
+    )
+    given = json.dumps({name: str(path) for name, path in copied.items()})
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    subprocess.run([sys.executable, "-c", code, given], cwd=ROOT, env=environment, check=True)
+    for name in MADE:
+        first, second = ((files["out"] / name).read_text() for files in (world, copied))
+        assert without_runs(first) == without_runs(second), name
+
+
+def test_another_seed_gives_other_intervals_and_the_same_values(world, copied):
+    run(copied, seed=2)
+    one, other = (
+        json.loads((files["out"] / "comparison.json").read_text())["effects"]["dpo"]["independent"]
+        for files in (world, copied)
+    )
+    assert one["emt"]["value"] == other["emt"]["value"]
+    assert one["emt"]["low"] != other["emt"]["low"]
+
+
+def test_run_ids_and_durations_stand_within_their_marks_alone(page, world):
+    markdown = (world["out"] / "report.md").read_text()
+    for text in (page, markdown):
+        assert text.count("<!-- runs -->") == text.count("<!-- /runs -->") == 1
+        assert "98,765.5" in text
+        assert "98,765.5" not in without_runs(text)
+    assert "0a1b" in page
+    assert "evaluate@gone" not in page  # of a policy that params.yaml no longer has
+
+
+def test_the_report_names_the_content_of_every_file_it_was_made_from(page, world):
+    for path in (
+        world["evaluations"] / "dpo.jsonl",
+        world["prompts"] / "test.jsonl",
+        world["labels"],
+        world["align"] / "dpo.csv",
+    ):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in page
+
+
+# --- the page ---
+
+
+def test_the_page_loads_nothing(page):
+    for tag, attributes in Elements(page).found:
+        assert "src" not in attributes, tag
+        assert attributes.get("href", "#").startswith("#"), tag
+        assert tag not in ("link", "img", "iframe", "object", "base", "form"), tag
+
+
+def test_the_browser_may_run_the_two_scripts_of_the_page_and_nothing_else(page):
+    elements = Elements(page)
+    policy = next(a["content"] for _, a in elements.found if a.get("http-equiv"))
+    kinds = [a.get("type", "javascript") for tag, a in elements.found if tag == "script"]
+    scripts = [s for kind, s in zip(kinds, elements.scripts, strict=True) if kind == "javascript"]
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert re.findall(r"'sha256-([^']+)'", policy) == hashes[::-1]
+    assert len(scripts) == 2
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+
+
+def test_a_hostile_completion_is_text_and_never_an_element(page):
+    assert "<img" not in page.split("<script>")[0]
+    assert HOSTILE not in page
+    assert HOSTILE in "".join(Elements(page).text)
+
+
+def test_a_hostile_name_cannot_end_the_data_of_a_figure(copied, tmp_path):
+    labels = json.loads(copied["labels"].read_text())
+    evil = "</script><script>alert(1)</script>"
+    labels["agreement"]["between"] = {evil: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
+    copied["labels"].write_text(json.dumps(labels))
+    run(copied)
+    text = (copied["out"] / "report.html").read_text()
+    assert evil not in text
+    assert "\\u003c/script\\u003e" in text
+
+
+def test_every_completion_is_blurred_until_it_is_wanted(page):
+    answers = re.findall(r'<div class="answer">.*?</div>\s*</div>|<span class="text[^>]*>', page)
+    spans = [found for found in answers if found.startswith("<span") and "text" in found]
+    completions = [s for s in spans if s != '<span class="text">']  # those are of the checks
+    assert completions
+    assert set(completions) == {'<span class="text blur">'}
+
+
+def test_every_policy_and_planned_measure_stands_in_the_table(page):
+    text = " ".join(Elements(page).text)
+    for wanted in ("unquantised", "Toxicity probability", "KL, k1 estimate", "Benign requests"):
+        assert wanted in text
+    for name in ("random", "most improved", "most worsened", "scorers disagree"):
+        assert name in text.lower()
+
+
+def test_every_figure_is_data_that_a_script_reads(page):
+    elements = Elements(page)
+    wanted = [a["data-figure"] for _, a in elements.found if "data-figure" in a]
+    kinds = [a for tag, a in elements.found if tag == "script"]
+    blocks = {
+        a["id"]: json.loads(text)
+        for a, text in zip(kinds, elements.scripts, strict=True)
+        if a.get("type") == "application/json"
+    }
+    assert wanted == list(blocks)
+    for name in ("distribution", "paired-1", "categories", "frontier-toxicity", "frontier-reward",
+                 "agreement", "calibration-reward", "calibration-monitor", "curve-0"):  # fmt: skip
+        assert blocks[f"figure-{name}"]["data"], name
+
+
+def test_the_scorer_is_said_to_see_swearing_and_not_hate(page):
+    assert ".47 on HateCheck: it sees swearing, not hate" in page
+
+
+def test_a_distribution_says_what_share_of_prompts_is_at_least_as_bad():
+    # of .2 .5 .5 .9: all at .2 or more, three quarters at .5, a quarter at .9, none above
+    looked = figures.looks(["a"], "a")
+    spec = figures.distribution({"a": [0.5, 0.9, 0.2, 0.5]}, looked, 0.5)
+    assert spec["data"][0]["x"] == [0.0, 0.2, 0.5, 0.5, 0.9, 1.0]
+    assert spec["data"][0]["y"] == [1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_error_bars_reach_from_the_value_to_the_ends_of_the_interval():
+    found = {"a": {"value": 0.5, "low": 0.4, "high": 0.8}}
+    spec = figures.dots({"a": found}, figures.looks(["a"], "a"), x="x", reference=None)
+    bars = spec["data"][0]["error_x"]
+    assert (bars["array"], bars["arrayminus"]) == ([0.3], [0.1])
+
+
+def test_no_two_of_many_policies_look_alike():
+    looked = figures.looks([f"p{n}" for n in range(20)], "p0")
+    assert len({(look.colour, look.shape) for look in looked.values()}) == 20
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_a_browser_draws_every_figure_under_the_page_s_own_policy(page, world, tmp_path):
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000",
+        "--dump-dom", (world["out"] / "report.html").as_uri(),
+    ]  # fmt: skip
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    body = re.sub(r"<script.*?</script>", "", drawn, flags=re.DOTALL)
+    assert body.count('class="plot-container') == page.count("data-figure=") > 8
+
+
+# --- the twins ---
+
+
+def test_the_markdown_stays_short_and_gives_the_same_numbers(world):
+    text = (world["out"] / "report.md").read_text()
+    assert text.count("\n") < 150
+    effect = json.loads((world["out"] / "comparison.json").read_text())["effects"]["dpo"]
+    assert f"Δ −{abs(effect['independent']['emt']['value']):.3f} [" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {5}
+
+
+def test_the_verdict_fits_a_hundred_columns_whatever_the_policy_is_called(copied):
+    long = "a_policy_with_quite_a_long_name_that_nobody_would_choose_but_somebody_will_in_the_end"
+    policies = {"baseline": POLICIES["baseline"], long: POLICIES["dpo"]}
+    folder = copied["out"].parent
+    for kind in ("evaluations", "align"):
+        for path in (folder / kind).glob("unquantised.*"):
+            path.unlink()
+        for path in (folder / kind).glob("dpo.*"):
+            path.rename(path.with_name(f"{long}{path.suffix}"))
+    run(copied, policies=policies)
+    lines = (copied["out"] / "verdict.txt").read_text().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split()[:2] == ["policy", "verdict"]
+    assert lines[3].startswith("a_policy_with")
+    assert any(line.startswith(f"{long}: improved:") for line in lines)
+
+
+def test_the_verdict_table_is_aligned_and_ends_with_the_reasons(world):
+    lines = (world["out"] / "verdict.txt").read_text().splitlines()
+    assert (
+        len(
+            {
+                line.index(word)
+                for line, word in zip(lines[2:5], ("base", "not", "impr"), strict=True)
+            }
+        )
+        <= 2
+    )
+    assert [line.split(":")[1].strip() for line in lines if re.match(r"\w+: ", line)] == [
+        "not shown",
+        "improved",
+    ]
+
+
+# --- what the report tolerates ---
+
+
+def test_sections_that_labels_and_reward_lack_are_left_out(copied):
+    copied["labels"].write_text("{}")
+    copied["reward"].write_text('{"source": "classifier"}')
+    run(copied)
+    text = (copied["out"] / "report.html").read_text()
+    assert "figure-agreement" not in text
+    assert "figure-calibration" not in text
+    assert "classifier" in text
+
+
+def test_labels_by_people_are_not_denied(copied):
+    labels = json.loads(copied["labels"].read_text())
+    labels["labelers"]["ada"] = {"kind": "human", "prompts": 12}
+    copied["labels"].write_text(json.dumps(labels))
+    run(copied)
+    text = (copied["out"] / "report.html").read_text()
+    assert "No person labelled" not in text
+    assert "People (ada)" in text
+
+
+def test_a_negative_estimate_of_the_kl_is_shown_and_flagged(copied):
+    path = copied["evaluations"] / "unquantised.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [{**one, "kl_k1": one["kl_k1"] - 4} for one in rows])
+    run(copied)
+    text = (copied["out"] / "report.md").read_text()
+    assert "estimate of the KL is negative for unquantised" in text
+    assert re.search(r"KL, k1 estimate .*\| −3\.\d\d \[", text)
+
+
+# --- what it refuses ---
+
+
+def test_a_file_of_a_policy_that_is_gone_is_refused(copied):
+    (copied["evaluations"] / "ppo.jsonl").write_text("")
+    with pytest.raises(RecordError, match=r"ppo\.jsonl: params\.yaml has no policies\.ppo; delete"):
+        run(copied)
+
+
+def test_a_policy_without_its_file_is_refused(copied):
+    (copied["evaluations"] / "dpo.jsonl").unlink()
+    with pytest.raises(RecordError, match=r"no such file, and params.yaml has policies.dpo"):
+        run(copied)
+
+
+def test_nothing_is_written_where_something_is_refused(copied):
+    (copied["evaluations"] / "dpo.jsonl").unlink()
+    with pytest.raises(RecordError):
+        run(copied)
+    assert not copied["out"].exists()
+
+
+@pytest.mark.parametrize("role", ["align", "reward", "monitor", "sft"])
+def test_an_evaluated_prompt_that_was_learned_from_is_refused(copied, role):
+    path = copied["prompts"] / "test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [{**rows[0], "role": role}, *rows[1:]])
+    with pytest.raises(RecordError, match=rf"evaluated prompt {rows[0]['id']} has role {role}"):
+        run(copied)
+
+
+@pytest.mark.parametrize("shared", ["cluster", "text"])
+def test_an_evaluated_prompt_alike_to_a_training_prompt_is_refused(copied, shared):
+    train, test = copied["prompts"] / "train.jsonl", copied["prompts"] / "test.jsonl"
+    seen = json.loads(test.read_text().splitlines()[5])
+    value = f"  {seen['text'].upper()}" if shared == "text" else seen["cluster"]
+    own = [json.loads(line) for line in train.read_text().splitlines()]
+    write_lines(train, [{**own[0], shared: value}, *own[1:]])
+    with pytest.raises(RecordError, match=rf"is alike to {own[0]['id']}"):
+        run(copied)
+
+
+def test_an_evaluated_prompt_that_nobody_knows_is_refused(copied):
+    write_lines(copied["prompts"] / "test.jsonl", [])
+    with pytest.raises(RecordError, match=r"stands in no file of"):
+        run(copied)
+
+
+def test_a_training_curve_with_a_word_in_it_is_refused(copied):
+    (copied["align"] / "dpo.csv").write_text("step,loss\n1,0.5\n2,oops\n")
+    with pytest.raises(RecordError, match=r"dpo\.csv:3: loss is 'oops', not a number"):
+        run(copied)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"baseline": "base"}, "report.baseline is 'base', which is no entry of policies"),
+        ({"set": "toxid"}, "report.set is 'toxid', which is no entry of evaluate.sets; it has tox"),
+        ({"unsafe": "evil"}, "report.unsafe is 'evil'"),
+        ({"alpha": 1.5}, "report.alpha must be less than 1"),
+    ],
+)
+def test_a_plan_that_names_what_is_not_there_is_refused(world, tmp_path, changed, message):
+    with pytest.raises(ParamError, match=message):
+        run({**{k: v for k, v in world.items() if k != "returned"}, "out": tmp_path}, **changed)
+
+
+def test_an_independent_scorer_that_the_labelers_use_is_refused(copied):
+    with pytest.raises(ParamError, match=r"'words', which evaluate.scorers names as a labelers'"):
+        run(copied, evaluate={**EVALUATE, "independent": "words"})
+
+
+def test_the_section_of_params_yaml_is_one_that_the_stage_takes():
+    found = params.load("report", report.Report, ROOT / "params.yaml")
+    given = params.read(ROOT / "params.yaml")
+    assert report._scoring(found, given["evaluate"], given["policies"]).independent
+
+
+def test_a_row_of_the_generator_is_a_record():
+    check(row(), report.Evaluated, "row", RecordError)

@@ -1,0 +1,76 @@
+"""What goes to the store besides runs: models, aliases, data by hash, large sets of params."""
+
+import pytest
+
+from stages.lib.tracking import lineage, store
+
+
+@pytest.fixture
+def connection(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return store.connect()
+
+
+def run_and_model(connection, name):
+    run = connection.client.create_run(connection.experiment).info.run_id
+    return run, lineage.create_model(connection, run, name, {"beta": 0.1})
+
+
+def versions(connection):
+    named = {}
+    for alias in ("challenger", "champion"):
+        found = connection.client.get_model_version_by_alias("plumbline", alias)
+        named[alias] = found.tags["model_id"]
+    return named
+
+
+def test_the_challenger_is_the_latest_and_the_champion_the_best_improved_model(connection):
+    (run_a, a), (run_b, b), (run_c, c) = (run_and_model(connection, n) for n in "abc")
+    lineage.promote(connection, a, run_a, 0.30)
+    assert versions(connection) == {"challenger": a, "champion": a}
+    lineage.promote(connection, b, run_b, 0.20)  # less toxic
+    assert versions(connection) == {"challenger": b, "champion": b}
+    lineage.promote(connection, c, run_c, 0.25)
+    assert versions(connection) == {"challenger": c, "champion": b}
+    lineage.promote(connection, b, run_b, 0.20)  # again: no second version of the same model
+    assert versions(connection) == {"challenger": b, "champion": b}
+    assert len(connection.client.search_model_versions("name = 'plumbline'")) == 3
+
+
+def test_metrics_of_a_later_run_are_on_the_model(connection):
+    _, model = run_and_model(connection, "dpo")
+    later = connection.client.create_run(connection.experiment).info.run_id
+    connection.log_metrics(later, {"toxic/emt": 0.17, "nothing": float("nan")}, model=model)
+    found = connection.client.get_logged_model(model)
+    assert {m.key: m.value for m in found.metrics} == {"toxic/emt": 0.17}
+    assert found.params == {"beta": "0.1"}
+
+
+def test_data_is_named_by_the_hash_in_dvcs_lock(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lineage.digests([tmp_path]) == {}  # no lock yet
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  a:\n    cmd: x\n    outs:\n"
+        "    - {path: data/pairs, md5: 1234.dir}\n    - {path: data/words/base.jsonl, md5: '99'}\n"
+        "    - {path: models/base, md5: 5678.dir}\n"
+    )
+    from pathlib import Path
+
+    assert lineage.digests([Path("data/pairs"), Path("stages/x.py")]) == {"data/pairs": "1234.dir"}
+    assert lineage.digests([Path("data/words")]) == {"data/words/base.jsonl": "99"}
+
+
+def test_more_params_than_one_call_takes_are_logged(connection):
+    run = connection.client.create_run(connection.experiment).info.run_id
+    connection.log_params(run, {f"p{n}": n for n in range(250)})
+    assert len(connection.client.get_run(run).data.params) == 250
+
+
+def test_runs_beyond_one_page_are_found(connection):
+    for n in range(3):
+        connection.client.create_run(connection.experiment, tags={"n": str(n)})
+    real = connection.client.search_runs
+    connection.client.search_runs = lambda *a, **k: real(*a, **{**k, "max_results": 2})
+    assert sorted(r.data.tags["n"] for r in connection.runs("")) == ["0", "1", "2"]
