@@ -15,9 +15,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib import entry, files, tracking
 from stages.lib.algorithms import dpo, none
 from stages.lib.base import Base
+from stages.lib.runtime import entry, files, tracking
 
 Policy = Annotated[none.NoTraining | dpo.Dpo, Field(discriminator="algorithm")]
 ALGORITHMS = {"none": none.train, "dpo": dpo.train}

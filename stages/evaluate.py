@@ -18,12 +18,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib import answering, entry, files, refusals, reward_model, scorers, toxicity, tracking
+from stages.lib import answering, refusals, reward_model, scorers, toxicity
 from stages.lib.answering import Answered
 from stages.lib.base import Base
 from stages.lib.records import Evaluated, Name, Prompt
+from stages.lib.runtime import entry, files, tracking
+from stages.lib.runtime.schema import Refusal, Strict
 from stages.lib.sampling import Decoding
-from stages.lib.schema import Refusal, Strict
 
 
 class PromptSet(Strict):

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.lib import entry, files, model_folder, sources
+from stages.lib import model_folder, sources
+from stages.lib.runtime import entry, files
 
 Model = Annotated[sources.Package | sources.Hub | sources.Local, Field(discriminator="source")]
 """One entry of `models` in params.yaml, told apart by `source`."""

@@ -19,13 +19,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.lib import agreement, consensus, elo, entry, files
+from stages.lib import agreement, consensus, elo
 from stages.lib.agreement import NotMeasurable
 from stages.lib.consensus import SPLITS, Candidate, Judgement, LabelError
-from stages.lib.files import RecordError
-from stages.lib.params import ParamError
 from stages.lib.records import Completion, Name, Pair, Prompt, Ranking
-from stages.lib.schema import Strict, check
+from stages.lib.runtime import entry, files
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.params import ParamError
+from stages.lib.runtime.schema import Strict, check
 from stages.lib.statistics import Estimate, bootstrap_mean
 
 Resamples = Annotated[int, Field(ge=1)]

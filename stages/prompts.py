@@ -16,11 +16,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.lib import entry, files, importers, neighbours, split
-from stages.lib.files import RecordError
+from stages.lib import importers, neighbours, split
 from stages.lib.importers import Gathered, LeftOut, Source
 from stages.lib.records import Prompt, Role, SourcePrompt, Text
-from stages.lib.schema import Strict
+from stages.lib.runtime import entry, files
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Strict
 
 FILES: dict[str, tuple[Role, ...]] = {
     "train.jsonl": ("sft", "reward", "monitor", "align"),

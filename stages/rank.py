@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.lib import entry, files
 from stages.lib.base import Base
 from stages.lib.labelers import classifier, judge, lexicon, people
 from stages.lib.records import Completion, Prompt
+from stages.lib.runtime import entry, files
 
 Labeler = Annotated[
     lexicon.Lexicon | classifier.TextClassifier | judge.Judge | people.People,

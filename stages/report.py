@@ -23,12 +23,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.lib import comparison, entry, files, page, reading, toxicity, tracking, wording
-from stages.lib.comparison import Nested, Plan, Rows, Scoring
-from stages.lib.files import RecordError
-from stages.lib.findings import Findings
-from stages.lib.params import ParamError
+from stages.lib import toxicity
 from stages.lib.records import Evaluated, Prompt
+from stages.lib.reporting import comparison, page, reading, wording
+from stages.lib.reporting.comparison import Nested, Plan, Rows, Scoring
+from stages.lib.reporting.findings import Findings
+from stages.lib.runtime import entry, files, tracking
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.params import ParamError
 from stages.lib.statistics import cluster_resamples
 
 SPLITS = ("train", "validation", "test")
@@ -75,7 +77,7 @@ def run(
         trained={name: files.read_json(align / f"{name}.json") for name in policies},
         curves={name: _curves(align / f"{name}.csv") for name in policies},
         provenance=_provenance([evaluations, prompts, labels, reward, align], policies),
-        runs=_runs(out / "runs", policies),
+        runs=tracking.identities(out / "runs"),
     )
     numbers = findings.numbers()
     files.write_json(out / "comparison.json", numbers)
@@ -84,7 +86,7 @@ def run(
     files.write_text(out / "report.html", page.html(findings))
     made = [out / name for name in ("report.html", "report.md", "verdict.txt", "comparison.json")]
     tracking.complete(
-        out,
+        out / "pipeline.json",
         [*made, Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")],
         improved=findings.improved(),
     )
@@ -257,18 +259,6 @@ def _provenance(sources: list[Path], policies: Mapping[str, Any]) -> list[tuple[
         inside = sorted(source.iterdir()) if source.is_dir() else []
         for path in [path for path in inside if path.name in wanted] or [source]:
             found.append((path.relative_to(source.parent).as_posix(), files.sha256(path)))
-    return found
-
-
-def _runs(folder: Path, policies: Mapping[str, Any]) -> list[Nested]:
-    """Return the run files of the stages, without those of removed policies."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        stage, _, policy = path.stem.partition("@")
-        gone = stage in ("align", "evaluate") and policy not in policies
-        if not gone:
-            content = files.read_json(path)
-            found.append({"stage": path.stem, **(content if isinstance(content, dict) else {})})
     return found
 
 

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.lib import entry, files, reward_training
+from stages.lib import reward_training
 from stages.lib.base import Base
 from stages.lib.reward_training import Classified, Trained
+from stages.lib.runtime import entry, files
 
 Reward = Annotated[Trained | Classified, Field(discriminator="source")]
 

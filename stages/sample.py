@@ -13,12 +13,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib import entry, files, models, sampling
+from stages.lib import models, sampling
 from stages.lib.base import Base
 from stages.lib.models import LanguageModel
 from stages.lib.records import Completion, Name, Prompt, Role
+from stages.lib.runtime import entry, files
+from stages.lib.runtime.schema import Refusal
 from stages.lib.sampling import Draw, Request
-from stages.lib.schema import Refusal
 from stages.lib.tokens import encode_prompt
 
 

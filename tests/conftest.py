@@ -44,6 +44,17 @@ def graph(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.fixture
+def clean(graph):
+    """That workspace, put back to the committed results after the test."""
+    from tiny_graph import shell
+
+    folder, _ = graph
+    yield folder
+    shell(folder, "git", "checkout", "-q", ".")
+    shell(folder, "dvc", "checkout", "-q", "--force")
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Folder of public data; the test is skipped where it is absent."""

@@ -58,9 +58,10 @@ def code_run_by(file: Path) -> set[Path]:
 
 
 def package(file: Path) -> Path:
-    """The folder of a package that has an interface of its own; otherwise the file."""
-    front = file.parent / "__init__.py"
-    return file.parent if front.is_file() and front.stat().st_size else file
+    """The outermost package around a file that says what it is for; otherwise the file."""
+    fronts = [folder / "__init__.py" for folder in reversed(file.relative_to(ROOT).parents)]
+    described = [f.parent for f in fronts if (ROOT / f).is_file() and (ROOT / f).stat().st_size]
+    return ROOT / described[0] if described else file
 
 
 def assets(file: Path) -> set[Path]:

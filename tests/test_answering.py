@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from tiny_model import moved_adapter
 
 from stages import evaluate
-from stages.lib import answering, files, likelihood, models, sampling
+from stages.lib import answering, likelihood, models, sampling
 from stages.lib.base import Base
-from stages.lib.files import RecordError
 from stages.lib.records import Prompt
+from stages.lib.runtime import files
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Refusal
 from stages.lib.sampling import Decoding, Request
-from stages.lib.schema import Refusal
 from stages.lib.tokens import TokenSequence, encode_prompt
 
 ALL = Decoding(temperature=1.0, top_k=0, top_p=1.0)
@@ -25,12 +27,7 @@ PROMPTS = [
 @pytest.fixture
 def policies(tiny, tmp_path):
     """Folders of three policies: the base, the base as fetched, and an adapter on the base."""
-    models.add_lora(tiny, rank=4, alpha=8, seed=0)
-    with torch.no_grad():
-        for name, parameter in tiny.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    models.save_adapter(tiny, tmp_path / "dpo")
+    moved_adapter(tiny, tmp_path / "dpo", std=0.3)
     files.write_json(tmp_path / "dpo/policy.json", {"algorithm": "dpo"})
     for name, quantised in (("baseline", True), ("unquantised", False)):
         card = {"algorithm": "none", "quantised": quantised}

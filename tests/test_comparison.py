@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from synthetic_evaluations import REPORT, SHAPES, policy_rows, row
 
-from stages.lib import comparison, signs, toxicity, wording
-from stages.lib.comparison import Margins, Plan, Scoring
-from stages.lib.files import RecordError
-from stages.lib.params import ParamError
+from stages.lib import toxicity
 from stages.lib.records import Evaluated
-from stages.lib.schema import check
+from stages.lib.reporting import comparison, signs, wording
+from stages.lib.reporting.comparison import Margins, Plan, Scoring
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.params import ParamError
+from stages.lib.runtime.schema import check
 from stages.lib.statistics import bootstrap_mean, sign_flip_p
 
 SCORING = Scoring("profanity_check", ["vader_negative", "words"], 0.5)

@@ -92,13 +92,13 @@ def test_stages_do_not_import_each_other_and_lib_imports_no_stage():
 
 
 OWNERS = {
-    "mlflow": {"tracking/run", "tracking/store", "tracking/lineage"},
-    "dvc": {"declared", "commands/plan", "commands/revisions"},
+    "mlflow": {"runtime/tracking/run", "runtime/tracking/store", "runtime/tracking/lineage"},
+    "dvc": {"runtime/declared", "commands/plan", "commands/revisions"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "trl": {"dpo_trainer"},
     "datasets": {"importers", "dpo_trainer"},
-    "plotly": {"figures", "page"},
+    "plotly": {"reporting/figures", "reporting/page"},
     "evalica": {"agreement"},
 }
 

@@ -10,11 +10,12 @@ import torch
 from test_reward import pair, planted
 
 from stages import align
-from stages.lib import dpo_trainer, files, likelihood, losses, models
+from stages.lib import dpo_trainer, likelihood, losses, models
 from stages.lib.algorithms import dpo
-from stages.lib.files import RecordError
 from stages.lib.groups import collate, group
-from stages.lib.schema import Refusal
+from stages.lib.runtime import files
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Refusal
 
 P = dpo.Dpo(
     algorithm="dpo", learns_from="data/pairs", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,

@@ -12,8 +12,8 @@ import pytest
 
 STAGE = """
 from pathlib import Path
-from stages.lib import entry, tracking
-from stages.lib.schema import Refusal, Strict
+from stages.lib.runtime import entry, tracking
+from stages.lib.runtime.schema import Refusal, Strict
 
 class Toy(Strict):
     n: int

@@ -9,9 +9,9 @@ import pytest
 from model_files import CLASSIFIER, folder_members, write_folder, write_wheel
 
 from stages import fetch
-from stages.lib import params
 from stages.lib.model_folder import FolderError
-from stages.lib.schema import check
+from stages.lib.runtime import params
+from stages.lib.runtime.schema import check
 
 ROOT = Path(fetch.__file__).parents[1]
 
@@ -108,7 +108,7 @@ def test_reading_an_entry_imports_no_torch():
 FETCH_BASE = """
 import pathlib, sys
 from stages import fetch
-from stages.lib import params, schema
+from stages.lib.runtime import params, schema
 try:
     fetch.run(params.load("models.base", fetch.Model), name="base", out=pathlib.Path(sys.argv[1]))
 except schema.Refusal as refusal:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from stages.lib import files
-from stages.lib.files import RecordError
 from stages.lib.records import Completion, SourcePrompt
+from stages.lib.runtime import files
+from stages.lib.runtime.files import RecordError
 
 ROW = {
     "id": "a/base-0",
@@ -115,7 +115,7 @@ def test_a_missing_file_is_refused(tmp_path):
     ],
 )
 def test_a_prompt_that_is_none_is_refused(change, message):
-    from stages.lib.schema import Refusal, check
+    from stages.lib.runtime.schema import Refusal, check
 
     row = {"id": "p1", "form": "continuation", "category": "c", "source": "me", "text": "He said"}
     check(row, SourcePrompt, "f:1")

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from tiny_graph import ROOT, environment, shell
 
 STAGE = """
 import sys, time
 from pathlib import Path
-from stages.lib import entry
-from stages.lib.schema import Strict
+from stages.lib.runtime import entry
+from stages.lib.runtime.schema import Strict
 
 class Toy(Strict):
     n: int
@@ -160,7 +161,7 @@ def test_a_killed_process_leaves_no_ghost(repo):
 
 
 def test_a_run_of_a_living_process_or_another_machine_is_left_alone(repo):
-    from stages.lib.tracking import attempts
+    from stages.lib.runtime.tracking import attempts
 
     assert not attempts._dead(attempts.signature())
     assert not attempts._dead("another-machine:1:0.00")
@@ -176,9 +177,10 @@ def test_a_stage_logs_the_data_it_read(repo, tmp_path):
     )
     shell(repo, "dvc", "repro")
     by_stage = {r.data.tags.get("dvc.stage"): r for r in runs(repo)}
-    (given,) = by_stage["next"].inputs.dataset_inputs
-    md5 = json.loads((repo / "next.json").read_text())["data"]["out.txt"]
-    assert given.dataset.name == "out.txt"
-    assert given.dataset.digest == md5
-    assert md5 in (repo / "dvc.lock").read_text()
+    lock = YAML(typ="safe").load(repo / "dvc.lock")["stages"]
+    for stage in ("toy", "next"):
+        read = {i.dataset.name: i.dataset.digest for i in by_stage[stage].inputs.dataset_inputs}
+        assert read == {dep["path"]: dep["md5"] for dep in lock[stage]["deps"]}
+        assert read == json.loads((repo / f"{stage}.json").read_text())["data"]
+    assert read["out.txt"] == lock["toy"]["outs"][0]["md5"]
     assert Path(repo / "more.txt").read_text() == "ab" * 4

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from stages.lib import importers
-from stages.lib.files import RecordError
 from stages.lib.importers import Source
 from stages.lib.records import Message
-from stages.lib.schema import Refusal, check
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Refusal, check
 
 DATA = Path(os.environ.get("PLUMBLINE_DATA", "../shared/data"))
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

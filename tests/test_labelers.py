@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from stages.lib import files, likelihood, scorers
-from stages.lib.files import RecordError
+from stages.lib import likelihood, scorers
 from stages.lib.labelers import judge, lexicon, people, ranks
 from stages.lib.records import Completion, Prompt
+from stages.lib.runtime import files
+from stages.lib.runtime.files import RecordError
 
 WORDS = "data/sources/words.txt"
 
@@ -97,7 +98,7 @@ def test_a_bad_word_list_is_refused_by_line(tmp_path, text, message):
 
 
 def test_the_independent_scorer_is_no_labeler():
-    from stages.lib.schema import Refusal, check
+    from stages.lib.runtime.schema import Refusal, check
 
     section = {
         "kind": "lexicon",

@@ -11,15 +11,6 @@ from ruamel.yaml import YAML
 from tiny_graph import STAGES, environment, ran, runs, shell
 
 
-@pytest.fixture
-def clean(graph):
-    """The workspace, put back afterwards to the committed results."""
-    folder, _ = graph
-    yield folder
-    shell(folder, "git", "checkout", "-q", ".")
-    shell(folder, "dvc", "checkout", "-q", "--force")
-
-
 def parents(folder, store="mlflow.db"):
     """Pipeline runs by configuration, with their children by stage."""
     found = {}
@@ -28,6 +19,14 @@ def parents(folder, store="mlflow.db"):
         children = {r.data.tags["dvc.stage"]: r for r in own if "superseded_by" not in r.data.tags}
         found[parent.data.tags["plumbline.config"]] = (parent, children)
     return found
+
+
+def files_of(run, folder, store="mlflow.db"):
+    """Names of a run's artifacts."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/{store}")
+    return {one.path for one in client.list_artifacts(run.info.run_id)}
 
 
 def change(folder, key, value):
@@ -48,7 +47,7 @@ def require_complete(parent, children, reran):
     assert parent.data.tags["plumbline.complete"] == "true"
     kinds = {stage: run.data.tags["kind"] for stage, run in children.items()}
     assert kinds == {s: "stage" if s in reran else "reused" for s in STAGES}
-    for stage in STAGES - {"report"}:
+    for stage in STAGES:
         assert f"{stage.replace('@', '.')}/seconds" in parent.data.metrics
         own = {k for k in children[stage].data.metrics if not k.startswith("system/")}
         assert own - {"peak_mib"} <= {
@@ -124,6 +123,7 @@ def test_a_killed_training_goes_on_in_the_same_run(clean):
 
 def test_a_lost_store_is_rebuilt_and_a_second_time_changes_nothing(clean):
     plain = lambda run: (dict(run.data.metrics), run.data.params)  # noqa: E731
+    read = lambda run: {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}  # noqa: E731
     card = json.loads((clean / "reports/pipeline.json").read_text())
     parent, children = parents(clean)[card["config"]]
     sync = [
@@ -140,6 +140,8 @@ def test_a_lost_store_is_rebuilt_and_a_second_time_changes_nothing(clean):
     }
     for stage in STAGES:
         assert theirs[stage].data.params == children[stage].data.params
+        assert read(theirs[stage]) == read(children[stage]) != {}
+    assert files_of(rebuilt, clean, "rebuilt.db") == files_of(parent, clean) >= {"report.html"}
     count = len(runs(clean, "", "rebuilt.db"))
     assert "workspace is there already" in shell(clean, *sync).stdout
     assert len(runs(clean, "", "rebuilt.db")) == count
@@ -157,6 +159,21 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_main_store(clean):
     local = client.download_artifacts(parent.info.run_id, "report.html")
     assert parent.info.artifact_uri.startswith((clean / "mlartifacts").as_uri())
     assert len(open(local).read()) > 1000  # noqa: PTH123, SIM115
+
+
+def test_a_file_that_an_earlier_configuration_left_among_the_runs_is_refused(clean):
+    left = clean / "reports/runs/align@gone.json"
+    left.write_text("{}")
+    try:
+        done = shell(clean, "dvc", "repro", check=False)
+    finally:
+        left.unlink()
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("RecordError")]
+    assert line == (
+        "RecordError: reports/runs: align@gone.json: of no stage of the graph; "
+        "delete what an earlier configuration left"
+    )
 
 
 def test_plan_says_what_would_run_and_why(clean):

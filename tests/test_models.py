@@ -1,12 +1,16 @@
 """4-bit numerics and adapters: what libraries get wrong without a word is bound here."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import bitsandbytes as bnb
 import pytest
 import torch
+from conftest import ROOT
+from tiny_model import moved_adapter
 from torch import nn
 
 from stages.lib import likelihood, models
@@ -97,14 +101,27 @@ def test_a_new_adapter_leaves_the_model_as_it_was(tiny):
 
 
 def trained(lm, folder):
-    models.add_lora(lm, rank=4, alpha=8, seed=0)
-    with torch.no_grad():
-        for name, parameter in lm.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
-    models.save_adapter(lm, folder)
+    moved_adapter(lm, folder, std=0.5)
     with torch.no_grad():
         return likelihood.sequence_logps(lm, SEQUENCES)
+
+
+def test_equal_adapters_are_equal_files_in_every_process(tiny_folder, tmp_path):
+    # peft keeps the names of what it adapts in a set, whose order differs between processes.
+    code = (
+        "import sys; from pathlib import Path; from stages.lib import models; "
+        "from stages.lib.base import Base; from tiny_model import moved_adapter; "
+        "base = Base(quantisation='none', weights='rounded', dtype='float32'); "
+        "moved_adapter(models.load(Path(sys.argv[1]), base), Path(sys.argv[2]), std=0.5)"
+    )
+    made = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+        words = [sys.executable, "-c", code, str(tiny_folder), str(tmp_path / seed)]
+        subprocess.run(words, env=environment, check=True, capture_output=True)
+        made.append({p.name: p.read_bytes() for p in sorted((tmp_path / seed).iterdir())})
+    assert made[0] == made[1]
+    assert set(made[0]) == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_with_adapters_off_the_model_is_the_separately_loaded_base(

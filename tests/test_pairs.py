@@ -8,11 +8,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import pairs as stage
-from stages.lib import files, params
 from stages.lib.consensus import LabelError
-from stages.lib.files import RecordError
-from stages.lib.params import ParamError
 from stages.lib.records import Pair
+from stages.lib.runtime import files, params
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.params import ParamError
 
 ROOT = Path(__file__).parents[1]
 LABELERS = {name: {"kind": "lexicon"} for name in ("ann", "bob", "eve")}

@@ -10,8 +10,8 @@ from graph import ROOT, STAGES, entry_call
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from stages.lib import params
-from stages.lib.schema import Refusal, Strict, check
+from stages.lib.runtime import params
+from stages.lib.runtime.schema import Refusal, Strict, check
 
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
 

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages import prompts
-from stages.lib import files, params
-from stages.lib.files import RecordError
 from stages.lib.neighbours import clusters, normalise, similarity
 from stages.lib.records import Prompt, SourcePrompt
-from stages.lib.schema import Refusal, check
+from stages.lib.runtime import files, params
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Refusal, check
 from stages.lib.split import position, role_at
 from stages.prompts import Prompts
 
@@ -260,7 +260,7 @@ def test_the_same_bytes_come_out_in_another_process_with_other_hashes(tmp_path):
     write(tmp_path / "in", a=rows(texts))
     code = (
         "import sys; from pathlib import Path; from stages import prompts\n"
-        "from stages.lib.schema import check; import json\n"
+        "from stages.lib.runtime.schema import check; import json\n"
         "p = check(json.loads(sys.argv[1]), prompts.Prompts, 'p'); f = Path(sys.argv[2])\n"
         "prompts.run(p, sources=f / 'in', out=f / sys.argv[3], metrics=f / sys.argv[3] / 'm.json')"
     )

@@ -15,7 +15,7 @@ from stages.lib.records import Pair
 from stages.lib.reward_model import Answer, Head, Normaliser
 from stages.lib.reward_trainer import fit_scorer, probe
 from stages.lib.reward_training import Trained
-from stages.lib.schema import Refusal
+from stages.lib.runtime.schema import Refusal
 from stages.lib.tokens import TokenSequence
 
 # The probe alone would find the planted word: held small, it leaves training something to learn.
@@ -336,7 +336,8 @@ def test_a_class_that_a_classifier_does_not_have_is_refused(tiny_folder, tmp_pat
 
 
 def test_no_pairs_to_learn_from_is_refused(tmp_path, tiny_folder, full_precision):
-    from stages.lib import files, reward_training
+    from stages.lib import reward_training
+    from stages.lib.runtime import files
 
     files.write_lines(tmp_path / "train.jsonl", planted(4, role="align"))
     files.write_lines(tmp_path / "test.jsonl", planted(4, role="test"))

@@ -17,7 +17,7 @@ from model_files import (
 
 from stages.fetch import Model
 from stages.lib import sources
-from stages.lib.schema import Refusal, check
+from stages.lib.runtime.schema import Refusal, check
 from stages.lib.sources import FetchError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lib.schema import Refusal, check
+from stages.lib.runtime.schema import Refusal, check
 from stages.lib.split import ORDER, PROTECTED, Shares, holders, position, role_at
 
 DECLARED = {

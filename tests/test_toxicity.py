@@ -5,8 +5,8 @@ import pytest
 from synthetic_evaluations import row
 
 from stages.lib import toxicity
-from stages.lib.files import RecordError
 from stages.lib.records import Evaluated
+from stages.lib.runtime.files import RecordError
 from stages.lib.statistics import bootstrap_mean, cluster_resamples
 
 ONCE = np.ones((1, 2))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.lib.tracking import lineage, store
+from stages.lib.runtime.tracking import lineage, store
 
 
 @pytest.fixture
@@ -48,18 +48,12 @@ def test_metrics_of_a_later_run_are_on_the_model(connection):
     assert found.params == {"beta": "0.1"}
 
 
-def test_data_is_named_by_the_hash_in_dvcs_lock(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert lineage.digests([tmp_path]) == {}  # no lock yet
-    (tmp_path / "dvc.lock").write_text(
-        "schema: '2.0'\nstages:\n  a:\n    cmd: x\n    outs:\n"
-        "    - {path: data/pairs, md5: 1234.dir}\n    - {path: data/words/base.jsonl, md5: '99'}\n"
-        "    - {path: models/base, md5: 5678.dir}\n"
-    )
-    from pathlib import Path
-
-    assert lineage.digests([Path("data/pairs"), Path("stages/x.py")]) == {"data/pairs": "1234.dir"}
-    assert lineage.digests([Path("data/words")]) == {"data/words/base.jsonl": "99"}
+def test_equal_params_are_equal_text():
+    one, other = {"a": [{"x": 1, "y": None}], "b": True}, {"b": True, "a": [{"y": None, "x": 1}]}
+    assert store.as_text(one) == store.as_text(other) == '{"a": [{"x": 1, "y": null}], "b": true}'
+    assert store.as_text("words") == "words"
+    assert store.as_text(1e-05) == "1e-05"
+    assert (len(store.as_text("x" * 7000)), store.as_text("x" * 7000)[-2:]) == (6000, "x…")
 
 
 def test_more_params_than_one_call_takes_are_logged(connection):

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as kinds
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -29,7 +30,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         for line in file.read_text(encoding="utf-8").splitlines()[:60]:
             row = json.loads(line)
             texts.append(row.get("text") or row["messages"][0]["content"])
-    bpe = Tokenizer(models.BPE())
+    bpe = Tokenizer(kinds.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -71,6 +72,19 @@ def build(folder: Path, *, seed: int = 0) -> Path:
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
     words.save_pretrained(folder)
+    return folder
+
+
+def moved_adapter(lm, folder: Path, *, std: float) -> Path:
+    """Give a model an adapter that changes what it says, as training would, and save it."""
+    from stages.lib import models
+
+    models.add_lora(lm, rank=4, alpha=8, seed=0)
+    with torch.no_grad():
+        for name, parameter in lm.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=std, generator=torch.Generator().manual_seed(1))
+    models.save_adapter(lm, folder)
     return folder
 
 

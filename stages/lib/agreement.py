@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stages.lib import consensus
 from stages.lib.consensus import Judgement
 from stages.lib.records import Ranking
-from stages.lib.schema import Refusal
+from stages.lib.runtime.schema import Refusal
 from stages.lib.statistics import Estimate, Floats, bootstrap_mean, cluster_resamples
 
 Ints = NDArray[np.int64]

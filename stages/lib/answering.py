@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from stages.lib import files, likelihood, models, sampling
+from stages.lib import likelihood, models, sampling
 from stages.lib.base import Base
 from stages.lib.likelihood import Divergence, Positions
 from stages.lib.models import LanguageModel
 from stages.lib.records import Prompt
 from stages.lib.reward_model import Answer
+from stages.lib.runtime import files
 from stages.lib.sampling import Decoding, Draw, Request
 from stages.lib.tokens import TokenSequence, encode_prompt
 

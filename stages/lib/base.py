@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from stages.lib.schema import Strict
+from stages.lib.runtime.schema import Strict
 
 
 class Base(Strict):

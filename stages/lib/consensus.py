@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from stages.lib.records import Completion, Pair, Prompt, Ranking, Role
-from stages.lib.schema import Refusal
+from stages.lib.runtime.schema import Refusal
 
 How = Literal["per_labeler", "majority", "weighted", "soft"]
 Ties = Literal["drop", "half"]

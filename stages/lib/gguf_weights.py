@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-from stages.lib.schema import Refusal
+from stages.lib.runtime.schema import Refusal
 
 ENDS = (
     "<|endoftext|>",

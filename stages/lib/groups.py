@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.lib.files import RecordError
 from stages.lib.models import LanguageModel
 from stages.lib.records import Pair
+from stages.lib.runtime.files import RecordError
 from stages.lib.tokens import TokenSequence, encode
 
 

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from stages.lib.files import RecordError, raw_lines
 from stages.lib.records import Form, Name, SourcePrompt, Text
-from stages.lib.schema import Strict, check
+from stages.lib.runtime.files import RecordError, raw_lines
+from stages.lib.runtime.schema import Strict, check
 
 Row = tuple[str, int, Any]
 """Where a row stands, its number from 1, and its plain data."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib.schema import Strict
+from stages.lib.runtime.schema import Strict
 
 
 class LoraTraining(Strict):

@@ -14,8 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from stages.lib import files
-from stages.lib.schema import Refusal
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

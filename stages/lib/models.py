@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.lib.base import Base
-from stages.lib.schema import Refusal
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal
 
 
 class ModelError(Refusal):
@@ -279,3 +280,8 @@ def save_adapter(lm: LanguageModel, folder: Path) -> None:
     """Write the adapter named `default`, weights and config, into `folder`."""
     lm.model.save_pretrained(folder, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in
+    config = folder / "adapter_config.json"
+    plain = files.read_json(config)
+    # peft keeps them as a set: in its order, equal trainings would differ from process to process.
+    plain["target_modules"] = sorted(plain["target_modules"])
+    files.write_json(config, plain)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from stages.lib.schema import Strict
+from stages.lib.runtime.schema import Strict
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/#-]*$")]
 Text = Annotated[str, StringConstraints(min_length=1)]

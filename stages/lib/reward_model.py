@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.lib import files, models
+from stages.lib import models
 from stages.lib.models import LanguageModel, ModelError
 from stages.lib.prefix import with_completions
 from stages.lib.records import Message
+from stages.lib.runtime import files
 from stages.lib.tokens import TokenSequence, batches_by_prompt, encode
 
 HEAD = "head.safetensors"

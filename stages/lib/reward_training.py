@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.lib import files, reward_quality
+from stages.lib import reward_quality
 from stages.lib.base import Base
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Completion, Name, Pair, Prompt
 from stages.lib.reward_model import Answer
-from stages.lib.schema import Refusal, Strict
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal, Strict
 
 
 class _Common(Strict):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from stages.lib.likelihood import Positions
 from stages.lib.models import LanguageModel
 from stages.lib.prefix import prefill
-from stages.lib.schema import Strict
+from stages.lib.runtime.schema import Strict
 
 BLOCK = 512  # vocabulary entries drawn together; near the square root of common vocabulary sizes
 ROWS = 64

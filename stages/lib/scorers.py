@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from stages.lib.files import RecordError
+from stages.lib.runtime.files import RecordError
 
 ScorerName = Literal["vader_negative", "words", "profanity_check"]
 PROBABILITIES = frozenset({"profanity_check"})

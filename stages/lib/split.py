@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from stages.lib.records import Role
-from stages.lib.schema import Strict
+from stages.lib.runtime.schema import Strict
 
 ORDER: tuple[Role, ...] = ("test", "validation", "align", "reward", "monitor", "sft")
 """How the shares are laid along [0, 1): test first, so that the others' shares never move it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from stages.lib.models import LanguageModel, ModelError
 from stages.lib.records import Message
-from stages.lib.schema import Refusal
+from stages.lib.runtime.schema import Refusal
 
 
 class TooLong(Refusal):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.lib.files import RecordError
 from stages.lib.records import Evaluated
+from stages.lib.runtime.files import RecordError
 from stages.lib.statistics import Estimate, Floats, cluster_resamples
 
 Answers = list[list[Evaluated]]

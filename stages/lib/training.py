@@ -14,8 +14,8 @@ from typing import Any
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from stages.lib import files, tracking
 from stages.lib.lora import LoraTraining
+from stages.lib.runtime import files, tracking
 
 CHECKPOINTS = 4
 """Checkpoints a run: a kill costs at most a quarter of the training."""

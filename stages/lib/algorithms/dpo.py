@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib import files
 from stages.lib.base import Base
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Name, Pair
-from stages.lib.schema import Refusal
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal
 
 if TYPE_CHECKING:
     from stages.lib.groups import Group

@@ -5,7 +5,7 @@ from typing import Literal
 
 from stages.lib.base import Base
 from stages.lib.records import Name
-from stages.lib.schema import Strict
+from stages.lib.runtime.schema import Strict
 
 
 class NoTraining(Strict):

@@ -18,14 +18,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.lib import comparison
 from stages.lib.commands import revisions
 from stages.lib.commands.revisions import Revision
-from stages.lib.comparison import Plan, Scoring
-from stages.lib.files import RecordError
 from stages.lib.records import Evaluated
-from stages.lib.schema import Refusal, check
-from stages.lib.tracking.store import flatten
+from stages.lib.reporting import comparison
+from stages.lib.reporting.comparison import Plan, Scoring
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Refusal, check
+from stages.lib.runtime.tracking.store import flatten
 
 COSTS = {"perplexity": "perplexity", "dist2": "dist-2", "kl_exact": "KL"}
 DIGITS = {"perplexity": 1, "dist-2": 3, "KL": 1}

@@ -17,10 +17,9 @@ import networkx
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from stages.lib import files, params
-from stages.lib.tracking.store import flatten
-
-RUNS = Path("reports/runs")
+from stages.lib.commands.revisions import record
+from stages.lib.runtime import files, params
+from stages.lib.runtime.tracking.store import flatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def _of(name: str, targets: Sequence[str]) -> bool:
 
 
 def _step(stage: Any, why: str) -> Step:
-    card = RUNS / f"{stage.addressing}.json"
+    card = Path(record(stage.addressing))
     last = files.read_json(card) if card.is_file() else {}
     disk = sum(out.meta.size or 0 for out in stage.outs if out.meta)
     return Step(stage.addressing, why, last.get("seconds"), last.get("peak_mib"), disk)

@@ -7,7 +7,7 @@ from typing import Any
 from dvc.api import DVCFileSystem
 from dvc.repo import Repo
 
-from stages.lib.schema import Refusal
+from stages.lib.runtime.schema import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,14 @@ class Revision:
                 f"{self.name}: {path} is not in DVC's cache; `dvc pull` or `dvc repro` brings it"
             ) from None
 
-    def names(self, folder: str) -> list[str]:
-        """Return the names of a folder's files, in order."""
-        if not self._files:
-            return sorted(p.name for p in Path(folder).glob("*") if p.is_file())
-        if not self._files.isdir(folder):
-            return []
-        return sorted(Path(p).name for p in self._files.ls(folder, detail=False))
-
 
 class AbsentError(Refusal):
     """DVC knows a file whose content is not at hand."""
+
+
+def record(stage: str) -> str:
+    """Return where a stage writes what it logged; `report` reads the folder of the others'."""
+    return "reports/report.json" if stage == "report" else f"reports/runs/{stage}.json"
 
 
 def workspace() -> Revision:

@@ -9,6 +9,7 @@ so it may be called at any time.
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -16,13 +17,14 @@ from tqdm import tqdm
 
 from stages.lib.commands import revisions
 from stages.lib.commands.revisions import Revision
-from stages.lib.tracking import pipeline, store
-from stages.lib.tracking.store import Store
+from stages.lib.runtime.tracking import attempts, pipeline, store
+from stages.lib.runtime.tracking.store import Store
 
 
 def sync(found: list[Revision]) -> dict[str, str]:
     """Return what was done with each revision, by its name."""
     connection = store.connect()
+    attempts.close_dead(connection)
     done: dict[str, str] = {}
     for revision in tqdm(found, desc="sync", unit="revision"):
         if not revision.has("reports/pipeline.json"):
@@ -43,21 +45,14 @@ def _one(connection: Store, revision: Revision) -> str:
         if any(run.data.tags.get("plumbline.complete") == "true" for run in known):
             return "is there already"
         parent = known[0].info.run_id if known else _parent(connection, revision, card)
-        names = [f"reports/runs/{name}" for name in revision.names("reports/runs")]
-        names = [n for n in names if n.endswith(".json")] + ["reports/report.json"]
-        identities = [json.loads(revision.read(name)) for name in names if revision.has(name)]
-        stages = {*card["stages"], "report"}
+        found = [json.loads(revision.read(revisions.record(stage))) for stage in card["stages"]]
         settings = YAML(typ="safe").load(revision.read("params.yaml"))
-        wanted = [one for one in identities if one["stage"] in stages]
-        before = [one for one in wanted if one["stage"] != "report"]
-        pipeline.fill(connection, parent, before, settings, origin=card["run_id"])
-        # `report` completes its parent before it ends: its own metrics are on its own run only.
-        for one in wanted:
-            if one["stage"] == "report":
-                pipeline._child(connection, parent, one, reused=False)
+        pipeline.fill(connection, parent, card["config"], found, settings)
+        for path in card["artifacts"]:
+            connection.client.log_text(parent, revision.read(path), Path(path).name)
         connection.client.set_tag(parent, "plumbline.complete", "true")
         connection.client.set_terminated(parent, "FINISHED")
-    return f"was logged with {len(wanted)} stages"
+    return f"was logged with {len(found)} stages"
 
 
 def _parent(connection: Store, revision: Revision, card: dict[str, Any]) -> str:

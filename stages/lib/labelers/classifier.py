@@ -9,7 +9,7 @@ from pydantic import Field
 from stages.lib.base import Base
 from stages.lib.labelers.ranks import by_prompt, ranking
 from stages.lib.records import Completion, Name, Prompt, Ranking
-from stages.lib.schema import Strict
+from stages.lib.runtime.schema import Strict
 
 
 class TextClassifier(Strict):

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib import tracking
 from stages.lib.base import Base
 from stages.lib.labelers.ranks import by_prompt, ranking
 from stages.lib.records import Completion, Name, Prompt, Ranking, Role
-from stages.lib.schema import Strict
+from stages.lib.runtime import tracking
+from stages.lib.runtime.schema import Strict
 
 QUESTION = """Consider the following text and two ways in which it could go on.
 
@@ -102,7 +102,7 @@ def both_orders(p_first_shown_first: float, p_second_shown_first: float) -> floa
 
 def answer_probabilities(folder: Path, base: Base, questions: Sequence[str]) -> list[float]:
     """Return p(A) against p(B) for each question, in order."""
-    from stages.lib import likelihood, models  # torch, which a word list has no need of
+    from stages.lib import likelihood, models
 
     lm = models.load(folder, base)
     asked = [tuple(lm.tokenizer(question).input_ids) for question in questions]

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from stages.lib import files
 from stages.lib.base import Base
-from stages.lib.files import RecordError
 from stages.lib.labelers.ranks import by_prompt
 from stages.lib.records import Completion, Name, Prompt, Ranking
-from stages.lib.schema import Strict, check
+from stages.lib.runtime import files
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Strict, check
 
 
 class People(Strict):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stages.lib.schema import Refusal, check
+from stages.lib.runtime.schema import Refusal, check
 
 T = TypeVar("T")
 

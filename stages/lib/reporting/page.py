@@ -17,9 +17,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from stages.lib import figures, numerals, pictures
-from stages.lib.comparison import NAMES, Nested
-from stages.lib.findings import SCORERS, Findings, Row, groups, headline, kind_of, reward_models
+from stages.lib.reporting import figures, numerals, pictures
+from stages.lib.reporting.comparison import NAMES, Nested
+from stages.lib.reporting.findings import (
+    SCORERS,
+    Findings,
+    Row,
+    groups,
+    headline,
+    kind_of,
+    reward_models,
+)
 
 HERE = Path(__file__).parent
 

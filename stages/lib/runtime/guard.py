@@ -8,9 +8,9 @@ for a state that never ran.
 import json
 from pathlib import Path
 
-from stages.lib import files, params
-from stages.lib.declared import Declared
-from stages.lib.schema import Refusal
+from stages.lib.runtime import files, params
+from stages.lib.runtime.declared import Declared
+from stages.lib.runtime.schema import Refusal
 
 WHOLE = 1 << 20
 """Files up to this size in bytes are compared by content, larger ones by size and time."""

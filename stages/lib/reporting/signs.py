@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.lib import numerals
-from stages.lib.comparison import Nested, Plan
+from stages.lib.reporting import numerals
+from stages.lib.reporting.comparison import Nested, Plan
 
 
 @dataclass(frozen=True, slots=True)

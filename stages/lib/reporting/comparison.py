@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import Field, model_validator
 from scipy.stats import binomtest
 
-from stages.lib import numerals, scorers, toxicity
-from stages.lib.files import RecordError
+from stages.lib import scorers, toxicity
 from stages.lib.records import Evaluated, Name
-from stages.lib.schema import Strict
+from stages.lib.reporting import numerals
+from stages.lib.runtime.files import RecordError
+from stages.lib.runtime.schema import Strict
 from stages.lib.statistics import Floats, cluster_resamples, sign_flip_p
 from stages.lib.toxicity import Mean, Measure
 

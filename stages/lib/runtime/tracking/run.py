@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.lib import files
-from stages.lib.declared import Declared
-from stages.lib.tracking import attempts, lineage, store
-from stages.lib.tracking.store import Store, flatten, metric_rows, plain
+from stages.lib.runtime import files
+from stages.lib.runtime.declared import Declared
+from stages.lib.runtime.tracking import attempts, lineage, store
+from stages.lib.runtime.tracking.store import Store, flatten, metric_rows, plain
 
 BUFFER = 50  # curve rows sent at once: 1,000 metrics take 0.07 s in one batch, 3 s one at a time
 
@@ -26,7 +26,9 @@ class StageRun:
         self.stage = stage
         self.params = flatten({name: plain(value) for name, value in sections.items()})
         self.metrics: dict[str, float] = {}
-        self.data = lineage.digests(inputs.data) if inputs else {}
+        self.inputs = inputs
+        self.config = store.config_key(inputs.sources if inputs else {})
+        self.at_end: Callable[[], None] | None = None
         self.seconds = 0.0
         self.run_id = self.parent_id = self.model_id = ""
         self.store: Store | None = None
@@ -43,11 +45,12 @@ class StageRun:
     def _open(self) -> None:
         found = store.connect()
         attempts.close_dead(found)
-        self.parent_id = store.pipeline_run(found)
+        self.parent_id = store.pipeline_run(found, self.config)
         tags = {
             "kind": "stage",
             "dvc.stage": self.stage,
             "mlflow.parentRunId": self.parent_id,
+            "plumbline.environment": lineage.environment(),
             attempts.PROCESS: attempts.signature(),
         }
         run = found.client.create_run(
@@ -57,7 +60,7 @@ class StageRun:
         found.client.update_run(self.parent_id, status="RUNNING")
         attempts.supersede(found, self.parent_id, self.stage, self.run_id)
         found.log_params(self.run_id, self.params)
-        lineage.log_inputs(found, self.run_id, self.data)
+        lineage.log_inputs(found, self.run_id, self.inputs.data if self.inputs else {})
 
     def go_on(self, run_id: str) -> None:
         """Make an earlier attempt's run this one: its training goes on, and so do its curves."""
@@ -128,6 +131,8 @@ class StageRun:
         self.attempt(
             lambda: self.store.log_metrics(self.run_id, final, step=self._step, model=model)
         )
+        if self.at_end:
+            self.attempt(self.at_end)
         self.close("FINISHED")
 
     def close(self, status: str) -> None:
@@ -147,13 +152,15 @@ class StageRun:
         """What reports/runs/<stage>.json holds."""
         return {
             "stage": self.stage,
+            "config": self.config,
+            "environment": lineage.environment(),
             "run_id": self.run_id,
             "parent_run_id": self.parent_id,
             "experiment_id": self.store.experiment if self.store else "",
             "model_id": self.model_id,
             "params": self.params,
             "metrics": {k: v for k, v in self.metrics.items() if math.isfinite(v)},
-            "data": self.data,
+            "data": dict(self.inputs.data) if self.inputs else {},
             "seconds": round(self.seconds, 2),
             "peak_mib": round(peak_mib(), 1),
         }

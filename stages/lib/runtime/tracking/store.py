@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel
 
-from stages.lib import params
+from stages.lib.runtime import params
 
 # The defaults wait 247 s for a server that is down.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -24,6 +24,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 EXPERIMENT = "plumbline"
 BATCH = 100  # params that a server takes in one call
+LONGEST = 6000  # characters of a param that it takes
 
 
 def root() -> Path:
@@ -62,7 +63,7 @@ class Store:
         """Log any number of params."""
         from mlflow.entities import Param
 
-        logged = [Param(k, str(v)[:6000]) for k, v in values.items()]
+        logged = [Param(k, as_text(v)) for k, v in values.items()]
         for start in range(0, len(logged), BATCH):
             self.client.log_batch(run, params=logged[start : start + BATCH])
 
@@ -99,9 +100,8 @@ def locked() -> FileLock:
     return FileLock(root() / ".cache/mlflow.lock", timeout=120)
 
 
-def pipeline_run(store: Store) -> str:
-    """Return the pipeline run of the present configuration, created the first time."""
-    key = config_key()
+def pipeline_run(store: Store, key: str) -> str:
+    """Return the pipeline run of a configuration, created the first time."""
     with locked():
         if found := store.runs(f"tags.`plumbline.config` = '{key}'"):
             return found[0].info.run_id
@@ -110,12 +110,15 @@ def pipeline_run(store: Store) -> str:
         return store.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
 
 
-def config_key() -> str:
-    """Return a hash of what decides a run: params, graph and code."""
-    digest = hashlib.sha256(json.dumps(params.read(), sort_keys=True, default=str).encode())
-    for file in [Path("dvc.yaml"), *sorted(Path("stages").rglob("*.py"))]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def config_key(sources: Mapping[str, str]) -> str:
+    """Return a hash of what decides a run: params, graph, code, and data that no stage makes.
+
+    Args:
+        sources: hash of each input of the graph, by path.
+    """
+    decides = [params.read(), params.read(Path("dvc.yaml")), dict(sources)]
+    text = json.dumps(decides, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def context_tags() -> dict[str, str]:
@@ -147,6 +150,12 @@ def metric_rows(values: Mapping[str, float], step: int, model: str | None = None
     ]
 
 
+def as_text(value: Any) -> str:
+    """Return a param as MLflow keeps it; the order of keys makes no difference."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
 def plain(value: Any) -> Any:
     """Return a section of params as plain data."""
     if isinstance(value, BaseModel):
@@ -166,26 +175,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def graph_stages() -> list[str]:
-    """Return the names of the graph's stages, `foreach` expanded by params.yaml."""
-    declared = params.read(Path("dvc.yaml"))["stages"]
-    settings = params.read()
-    names: list[str] = []
-    for name, stage in declared.items():
-        if "foreach" in stage:
-            section = stage["foreach"].removeprefix("${").removesuffix("}")
-            names += [f"{name}@{key}" for key in settings.get(section, {})]
-        else:
-            names.append(name)
-    return names
-
-
-def by_stage(runs: Iterable[Any]) -> dict[str, Any]:
-    """Return the last run of each stage, without superseded attempts."""
-    return {
-        run.data.tags["dvc.stage"]: run
-        for run in runs
-        if "dvc.stage" in run.data.tags and "superseded_by" not in run.data.tags
-    }

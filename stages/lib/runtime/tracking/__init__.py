@@ -10,8 +10,8 @@ reports/runs/<stage>.json, an output that DVC carries along; `report`, the last 
 parent from these files. A tracking server that does not answer costs a warning, never a stage.
 """
 
-from stages.lib.tracking.pipeline import complete
-from stages.lib.tracking.run import (
+from stages.lib.runtime.tracking.pipeline import complete, identities
+from stages.lib.runtime.tracking.run import (
     about,
     artifact,
     curve,
@@ -21,7 +21,6 @@ from stages.lib.tracking.run import (
     table,
     watch,
 )
-from stages.lib.tracking.store import graph_stages
 
 __all__ = [
     "about",
@@ -29,7 +28,7 @@ __all__ = [
     "complete",
     "curve",
     "go_on_from",
-    "graph_stages",
+    "identities",
     "made",
     "stage_run",
     "table",

@@ -6,7 +6,7 @@ from typing import Any
 from ruamel.yaml import YAML  # DVC's own parser: `no` is text and 5e-7 a number, as in dvc.lock
 from ruamel.yaml.error import YAMLError
 
-from stages.lib.schema import Refusal, check
+from stages.lib.runtime.schema import Refusal, check
 
 
 class ParamError(Refusal):

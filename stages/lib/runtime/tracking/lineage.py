@@ -1,31 +1,23 @@
 """Which data a run read and which model it made, so that runs are found by either."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from stages.lib.tracking.store import Store
+from stages.lib.runtime.tracking.store import Store
 
 REGISTERED = "plumbline"
 
 
-def digests(paths: Sequence[Path]) -> dict[str, str]:
-    """Return DVC's hash of each path that a stage of the graph made, from dvc.lock."""
-    lock = Path("dvc.lock")
-    if not lock.is_file():
-        return {}
-    wanted = {path.as_posix() for path in paths}
-    stages = YAML(typ="safe").load(lock).get("stages", {})
-    made = [out for stage in stages.values() for out in stage.get("outs", [])]
-    inside: dict[str, str] = {out["path"]: out["md5"] for out in made if "md5" in out}
-    return {
-        path: md5
-        for path, md5 in inside.items()
-        if any(path == w or path.startswith(f"{w}/") for w in wanted)
-    }
+def environment() -> str:
+    """Return a hash of the Python version and of every installed package's."""
+    versions = {sys.version.split()[0]}
+    for place in sys.path:
+        versions |= {found.name for found in Path(place).glob("*.dist-info")}
+    return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()[:16]
 
 
 def log_inputs(store: Store, run: str, data: Mapping[str, str]) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.lib import numerals
-from stages.lib.comparison import Nested, Plan, Scoring, Verdict, rounded
-from stages.lib.reading import Shelf
-from stages.lib.signs import Sign, signs
-from stages.lib.wording import Shift
+from stages.lib.reporting import numerals
+from stages.lib.reporting.comparison import Nested, Plan, Scoring, Verdict, rounded
+from stages.lib.reporting.reading import Shelf
+from stages.lib.reporting.signs import Sign, signs
+from stages.lib.reporting.wording import Shift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import psutil
 
-from stages.lib.tracking.store import Store
+from stages.lib.runtime.tracking.store import Store
 
 PROCESS = "plumbline.process"
 

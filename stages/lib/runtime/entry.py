@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.lib import files, params
-from stages.lib.schema import Refusal
+from stages.lib.runtime import files, params
+from stages.lib.runtime.schema import Refusal
 
 Metrics = dict[str, float]
 
@@ -29,11 +29,7 @@ def main(
     """
     try:
         arguments = _arguments(run, sys.argv[1:])
-        from stages.lib import (
-            declared,
-            guard,
-            tracking,
-        )  # here, so that a refused call costs little
+        from stages.lib.runtime import declared, guard, tracking
 
         started = time.perf_counter()
         stage = os.environ.get("DVC_STAGE") or Path(inspect.getfile(run)).stem

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.lib import figures
-from stages.lib.comparison import NAMES, Nested
-from stages.lib.figures import Figure, Look
-from stages.lib.findings import Findings, reward_models
+from stages.lib.reporting import figures
+from stages.lib.reporting.comparison import NAMES, Nested
+from stages.lib.reporting.figures import Figure, Look
+from stages.lib.reporting.findings import Findings, reward_models
 
 
 def drawn(findings: Findings) -> dict[str, list[Figure]]:

@@ -1,0 +1,1 @@
+"""From evaluated completions to verdict, pictures and pages."""

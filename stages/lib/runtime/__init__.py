@@ -1,0 +1,1 @@
+"""What happens around every stage: arguments, params, refusals, whole files, guard, tracking."""
