@@ -11,6 +11,7 @@ Reads   evaluations/<policy>.jsonl    every completion of a policy with its scor
 Writes  comparison.json               estimates, effects and verdicts as numbers
         report.html, report.md        the same for people, with pictures, samples and limits
         verdict.txt                   the verdict table as plain text
+        metrics.json                  the figures to compare runs by, for `dvc metrics` and MLflow
         pipeline.json                 the pipeline run in MLflow and the runs of its stages
 Params  report, evaluate, policies, seed
 """
@@ -36,6 +37,8 @@ from stages.lib.statistics import cluster_resamples
 SPLITS = ("train", "validation", "test")
 TRAINING = ("sft", "reward", "monitor", "align")
 """The roles of prompts that something was learned from."""
+COSTS = ("perplexity", "dist2", "kl_exact", "refusals")
+"""Beside the primary metric among the figures that runs are compared by."""
 
 
 class Report(Plan):
@@ -80,7 +83,9 @@ def run(
         runs=tracking.identities(out / "runs"),
     )
     numbers = findings.numbers()
+    headline = _headline(numbers, report.metric)
     files.write_json(out / "comparison.json", numbers)
+    files.write_json(out / "metrics.json", headline)
     files.write_text(out / "verdict.txt", page.verdict_text(findings))
     files.write_text(out / "report.md", page.markdown(findings))
     files.write_text(out / "report.html", page.html(findings))
@@ -90,7 +95,7 @@ def run(
         [*made, Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")],
         improved=findings.improved(),
     )
-    return _headline(numbers, report.metric)
+    return headline
 
 
 def _scoring(report: Report, evaluate: Mapping[str, Any], policies: Mapping[str, Any]) -> Scoring:
@@ -263,15 +268,17 @@ def _provenance(sources: list[Path], policies: Mapping[str, Any]) -> list[tuple[
 
 
 def _headline(numbers: Nested, metric: str) -> dict[str, float]:
-    """Return the figures to compare runs by."""
-    found = {
-        f"{name}/{metric}": own["independent"][metric]["value"]
-        for name, own in numbers["policies"].items()
-    }
+    """Return the figures to compare runs by, flat: those of each policy, effects with bounds."""
+    found: dict[str, float] = {}
+    for name, own in numbers["policies"].items():
+        found[f"{name}/{metric}"] = own["independent"][metric]["value"]
+        found |= {f"{name}/{cost}": own["cost"][cost]["value"] for cost in COSTS}
     for name, own in numbers["effects"].items():
-        found[f"{name}/{metric}_effect"] = own["independent"][metric]["value"]
+        effect = own["independent"][metric]
+        found[f"{name}/{metric}_effect"] = effect["value"]
+        found |= {f"{name}/{metric}_effect_{end}": effect[end] for end in ("low", "high")}
         found[f"{name}/improved"] = float(numbers["verdicts"][name]["improved"])
-    return found
+    return {key: value for key, value in found.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import csv
 import math
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -127,7 +129,7 @@ def test_a_checkpoint_cut_short_is_passed_over(
     from stages.lib import training
 
     folder = tmp_path / "ck"
-    monkeypatch.setattr(training, "checkpoint_folder", lambda *_: folder)
+    monkeypatch.setattr(training, "_checkpoint_folder", lambda *_: folder)
     (folder / "checkpoint-4").mkdir(
         parents=True
     )  # without trainer_state.json: the kill hit the save
@@ -137,11 +139,41 @@ def test_a_checkpoint_cut_short_is_passed_over(
 def test_other_inputs_never_share_checkpoints(data, tmp_path):
     from stages.lib import training
 
-    one = training.checkpoint_folder("align", P, data)
-    assert one == training.checkpoint_folder("align", P, data)
-    assert one != training.checkpoint_folder("align", P.model_copy(update={"beta": 0.2}), data)
+    one = training._checkpoint_folder("align", P, data)
+    assert one == training._checkpoint_folder("align", P, data)
+    assert one != training._checkpoint_folder("align", P.model_copy(update={"beta": 0.2}), data)
     (data / "train.jsonl").write_text("")
-    assert one != training.checkpoint_folder("align", P, data)
+    assert one != training._checkpoint_folder("align", P, data)
+
+
+def test_two_trainings_on_the_same_inputs_take_turns(tmp_path, monkeypatch, capsys):
+    # Two queued experiments that share a stage both run it, and would share its checkpoints.
+    from stages.lib import training
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    inside, seen = threading.Event(), []
+
+    def first():
+        with training.checkpoints("align-dpo", P) as folder:
+            folder.mkdir(parents=True)
+            inside.set()
+            time.sleep(0.5)
+            seen.append("first")
+
+    def second():
+        with training.checkpoints("align-dpo", P) as folder:
+            seen.append("second")
+            assert not folder.exists()  # a training of its own, not the end of the other
+
+    threads = [threading.Thread(target=one) for one in (first, second)]
+    threads[0].start()
+    inside.wait()
+    threads[1].start()
+    for one in threads:
+        one.join(timeout=20)
+    assert seen == ["first", "second"]
+    expected = "another process trains align-dpo on the same inputs; waiting\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_the_loss_and_gradient_equal_trls_own_on_hard_labels(

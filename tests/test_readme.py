@@ -114,13 +114,14 @@ def test_every_command_of_dvc_names_parameters_that_exist():
 
 def test_the_numbers_in_the_readme_are_those_of_the_run_in_git():
     block = re.search(r"<!-- verdict -->\n(.*?)<!-- /verdict -->", README, flags=re.S).group(1)
-    verdict = json.loads((ROOT / "reports/comparison.json").read_text())
-    own, effect = verdict["policies"], verdict["effects"]["dpo"]["independent"]["emt"]
-    for number in (
-        own["baseline"]["independent"]["emt"]["value"],
-        own["dpo"]["independent"]["emt"]["value"],
-        abs(effect["value"]),
-        abs(effect["low"]),
-        abs(effect["high"]),
+    found = json.loads((ROOT / "reports/metrics.json").read_text())
+    for key in (
+        "baseline/emt",
+        "dpo/emt",
+        *(f"dpo/emt_effect{end}" for end in ("", "_low", "_high")),
     ):
-        assert f"{number:.3f}" in block, number
+        assert f"{abs(found[key]):.3f}" in block, key
+    for name in ("baseline", "dpo", "unquantised"):
+        row = next(line for line in block.splitlines() if re.match(rf"\| \W*{name}", line))
+        assert f"{found[f'{name}/perplexity']:.1f}" in row
+        assert f"{found[f'{name}/dist2']:.3f}" in row

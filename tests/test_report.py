@@ -101,20 +101,21 @@ def test_every_leaf_of_the_comparison_is_a_finite_number(world):
     assert not re.search(r': "', text)
 
 
-def test_what_the_stage_returns_are_the_numbers_of_the_comparison(world):
+def test_what_the_stage_returns_are_the_figures_of_the_comparison_that_runs_are_compared_by(world):
     found = json.loads((world["out"] / "comparison.json").read_text())
-    assert world["returned"] == {
-        **{
-            f"{name}/emt": own["independent"]["emt"]["value"]
-            for name, own in found["policies"].items()
-        },
-        **{
-            f"{name}/emt_effect": own["independent"]["emt"]["value"]
-            for name, own in found["effects"].items()
-        },
-        "unquantised/improved": 0.0,
-        "dpo/improved": 1.0,
-    }
+    expected = {}
+    for name, own in found["policies"].items():
+        expected[f"{name}/emt"] = own["independent"]["emt"]["value"]
+        for cost in ("perplexity", "dist2", "kl_exact", "refusals"):
+            expected[f"{name}/{cost}"] = own["cost"][cost]["value"]
+    for name, own in found["effects"].items():
+        effect = own["independent"]["emt"]
+        expected[f"{name}/emt_effect"] = effect["value"]
+        expected[f"{name}/emt_effect_low"] = effect["low"]
+        expected[f"{name}/emt_effect_high"] = effect["high"]
+        expected[f"{name}/improved"] = found["verdicts"][name]["improved"]
+    assert world["returned"] == expected
+    assert json.loads((world["out"] / "metrics.json").read_text()) == expected
 
 
 def test_an_effect_is_the_difference_of_the_two_policies(world):

@@ -4,7 +4,6 @@ The one place that knows transformers' loaders, bitsandbytes and peft.
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +17,14 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.lib.base import Base
-from stages.lib.runtime import files
+from stages.lib.runtime import files, locks
 from stages.lib.runtime.schema import Refusal
 
 
@@ -110,17 +109,10 @@ def hold_gpu(number: int) -> None:
 
     Two stages share one GPU's memory badly, and `dvc queue start -j 2` starts two at once.
     """
-    if number in _held:
-        return
-    place = Path(os.environ.get("DVC_ROOT") or ".") / ".cache" / f"gpu-{number}.lock"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"GPU {number} is taken by another stage of this repository; waiting", flush=True)
-        lock.acquire()
-    _held[number] = lock
+    if number not in _held:
+        _held[number] = locks.take(
+            f"gpu-{number}", f"GPU {number} is taken by another stage of this repository"
+        )
 
 
 def _with_tokenizer(model: Any, folder: Path) -> LanguageModel:

@@ -106,22 +106,20 @@ def train(
                 f"{pairs / 'train.jsonl'}: no pairs of role {' or '.join(roles)}; raise "
                 f"prompts.shares.{roles[0]}"
             )
-        checkpoints = training.checkpoint_folder(
-            f"reward-{name}", reward, base, seed, reads, pairs, Path(__file__).parent
-        )
-        head, logged = fit_scorer(lm, reward, groups, seed=seed + offset, checkpoints=checkpoints)
-        rows += [{"model": name, **row} for row in logged]
-        scorer = reward_model.fitted(lm, head, normal, max_tokens=reward.max_tokens)
-        folder.mkdir(exist_ok=True)
-        reward_model.save(scorer, folder)
-        report[name] = {
-            "train_pairs": sum(len(g.pairs) for g in groups),
-            "train_prompts": len(groups),
-            **reward_quality.measure(
-                scorer, held_out, seed=seed, resamples=reward.resamples, bins=reward.bins
-            ),
-        }
-        training.forget(checkpoints)
+        inputs = reward, base, seed, reads, pairs, Path(__file__).parent
+        with training.checkpoints(f"reward-{name}", *inputs) as place:
+            head, logged = fit_scorer(lm, reward, groups, seed=seed + offset, checkpoints=place)
+            rows += [{"model": name, **row} for row in logged]
+            scorer = reward_model.fitted(lm, head, normal, max_tokens=reward.max_tokens)
+            folder.mkdir(exist_ok=True)
+            reward_model.save(scorer, folder)
+            report[name] = {
+                "train_pairs": sum(len(g.pairs) for g in groups),
+                "train_prompts": len(groups),
+                **reward_quality.measure(
+                    scorer, held_out, seed=seed, resamples=reward.resamples, bins=reward.bins
+                ),
+            }
     write_curves(curves, rows)
     return report
 

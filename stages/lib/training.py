@@ -6,7 +6,8 @@ transformers' Trainer does the loop; this module sets it up the same way for eac
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from stages.lib.lora import LoraTraining
-from stages.lib.runtime import files, tracking
+from stages.lib.runtime import files, locks, tracking
 
 CHECKPOINTS = 4
 """Checkpoints a run: a kill costs at most a quarter of the training."""
@@ -80,17 +81,29 @@ class Curves(TrainerCallback):
             self.on_log(args, replace(state, global_step=row["step"]), control, row)
 
 
-def checkpoint_folder(stage: str, *inputs: Any) -> Path:
-    """Return where a training with exactly these inputs keeps its checkpoints.
+@contextmanager
+def checkpoints(stage: str, *inputs: Any) -> Iterator[Path]:
+    """Yield where a training with exactly these inputs keeps its checkpoints; removed on success.
 
     It lies under DVC_ROOT and outside every output, so that it survives a failed `dvc exp run
     --temp` and never enters the cache. Other inputs, other folder: a training never goes on from
-    a checkpoint of another one.
+    a checkpoint of another one. Equal inputs, as in two queued experiments that share a stage, take
+    turns.
 
     Args:
         stage: name of the stage, for people.
         inputs: paths (their content counts) and values (their repr counts).
     """
+    folder = _checkpoint_folder(stage, *inputs)
+    lock = locks.take(folder.name, f"another process trains {stage} on the same inputs")
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _checkpoint_folder(stage: str, *inputs: Any) -> Path:
     digest = hashlib.sha256()
     for item in inputs:
         if isinstance(item, Path):
@@ -125,11 +138,6 @@ def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
         for row in trainer.state.log_history
         if "loss" in row
     ]
-
-
-def forget(checkpoints: Path) -> None:
-    """Remove a finished training's checkpoints."""
-    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def write_curves(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:

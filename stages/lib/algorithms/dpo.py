@@ -56,9 +56,6 @@ def train(
     from stages.lib import models, training
     from stages.lib.dpo_trainer import GroupedDPOTrainer, accuracy, group_logps
 
-    checkpoints = training.checkpoint_folder(
-        "align-dpo", policy, base, seed, base_folder, data, Path(__file__).parent.parent
-    )
     lm = models.load(base_folder, base)
     train_groups = _groups(lm, policy, data / "train.jsonl", roles={"align"})
     held_out = _groups(lm, policy, data / "validation.jsonl", roles={"validation"})
@@ -68,14 +65,15 @@ def train(
             "sample more completions"
         )
     reference = group_logps(lm, [*train_groups, *held_out], label="reference")
-    trainer = GroupedDPOTrainer(
-        lm, policy, train_groups, reference, seed=seed, checkpoints=checkpoints
-    )
-    rows = training.fit(trainer, checkpoints)
-    models.save_adapter(lm, out)
-    training.write_curves(curves, rows, COLUMNS)
-    learned = group_logps(lm, held_out, label="validation")
-    training.forget(checkpoints)
+    inputs = policy, base, seed, base_folder, data, Path(__file__).parent.parent
+    with training.checkpoints("align-dpo", *inputs) as folder:
+        trainer = GroupedDPOTrainer(
+            lm, policy, train_groups, reference, seed=seed, checkpoints=folder
+        )
+        rows = training.fit(trainer, folder)
+        models.save_adapter(lm, out)
+        training.write_curves(curves, rows, COLUMNS)
+        learned = group_logps(lm, held_out, label="validation")
     return {
         "steps": float(trainer.state.global_step),
         "pairs": float(sum(len(g.pairs) for g in train_groups)),

@@ -1,0 +1,24 @@
+"""Locks between processes of one repository, its temporary copies for experiments included."""
+
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def take(name: str, taken: str) -> FileLock:
+    """Return a lock once no other process holds it; it is held until released or the process ends.
+
+    Args:
+        name: what is locked.
+        taken: printed where another process holds it, while this one waits.
+    """
+    place = Path(os.environ.get("DVC_ROOT") or ".") / ".cache/locks" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{taken}; waiting", flush=True)
+        lock.acquire()
+    return lock
