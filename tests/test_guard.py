@@ -81,10 +81,10 @@ def end(repo, running):
     return running.returncode, output, errors
 
 
-def runs(repo):
+def runs(repo, store=None):
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{repo}/mlflow.db")
+    client = MlflowClient(store or f"sqlite:///{repo}/mlflow.db")
     experiment = client.get_experiment_by_name("plumbline").experiment_id
     return sorted(client.search_runs([experiment]), key=lambda r: r.info.start_time)
 
@@ -184,3 +184,27 @@ def test_a_stage_logs_the_data_it_read(repo, tmp_path):
         assert read == json.loads((repo / f"{stage}.json").read_text())["data"]
     assert read["out.txt"] == lock["toy"]["outs"][0]["md5"]
     assert Path(repo / "more.txt").read_text() == "ab" * 4
+
+
+@pytest.mark.slow
+def test_two_queued_experiments_on_a_fresh_store_fail_in_none_of_ten_trials(repo):
+    # Without the lock around the first client, 5 of 5 failed: both migrate the new database.
+    (repo / "params.yaml").write_text("toy: {n: 2, wait: false}\nother: 1\n")
+    shell(repo, "dvc", "repro")
+    shell(repo, "git", "config", "user.email", "tiny@localhost")
+    shell(repo, "git", "config", "user.name", "tiny")
+    shell(repo, "git", "add", "-A")
+    shell(repo, "git", "commit", "-qm", "toy")
+    for trial in range(10):
+        store, pair = f"sqlite:///{repo}/trial-{trial}.db", f"{10 + 2 * trial},{11 + 2 * trial}"
+        shell(repo, "dvc", "exp", "run", "--queue", "-S", f"toy.n={pair}")
+        shell(repo, "env", f"MLFLOW_TRACKING_URI={store}", "dvc", "queue", "start", "-j", "2")
+        for _ in range(240):
+            status = shell(repo, "dvc", "queue", "status").stdout
+            if "0 active, 0 idle" in status:  # a worker keeps the environment it began with
+                break
+            time.sleep(0.5)
+        assert status.count("Success") == 2 * (trial + 1), status
+        done = [r for r in runs(repo, store) if r.data.tags.get("dvc.stage") == "toy"]
+        assert sorted(r.data.params["toy.n"] for r in done) == pair.split(",")
+        assert {r.info.status for r in done} == {"FINISHED"}

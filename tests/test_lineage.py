@@ -34,11 +34,7 @@ def change(folder, key, value):
     yaml = YAML()
     yaml.width = 1000
     tree = yaml.load(folder / "params.yaml")
-    *path, last = key.split(".")
-    at = tree
-    for part in path:
-        at = at[part]
-    at[last] = value
+    set_leaf(tree, key, lambda _: value)
     yaml.dump(tree, folder / "params.yaml")
 
 
@@ -86,39 +82,65 @@ def test_going_back_to_an_earlier_configuration_runs_nothing_and_names_its_paren
     assert len(runs(clean, "")) == count
 
 
-def test_a_killed_training_goes_on_in_the_same_run(clean):
-    change(clean, "policies.dpo.epochs", 12)
+@pytest.mark.parametrize(
+    ("how", "epochs", "left"), [(signal.SIGKILL, 12, "RUNNING"), (signal.SIGTERM, 11, "KILLED")]
+)
+def test_a_training_that_was_stopped_goes_on_in_the_same_run(clean, how, epochs, left):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{clean}/mlflow.db")
+    change(clean, "policies.dpo.epochs", epochs)
+    checkpoints = stopped_in_training(clean, how)
+    run_id = (checkpoints / "mlflow_run").read_text()
+    assert client.get_run(run_id).info.status == left
+    shell(clean, "dvc", "repro", "align@dpo")
+    card = json.loads((clean / "reports/runs/align@dpo.json").read_text())
+    assert card["run_id"] == run_id
+    again = client.get_run(run_id)
+    assert again.info.status == "FINISHED"
+    assert "superseded_by" not in again.data.tags
+    assert not runs(clean, "attributes.status = 'RUNNING'")
+    history = client.get_metric_history(run_id, "grad_norm")
+    steps = int(card["metrics"]["steps"])
+    assert sorted(m.step for m in history) == list(range(1, steps + 1))  # each once
+    assert not checkpoints.exists()
+
+
+def stopped_in_training(folder, how):
+    """Start `dvc repro align@dpo`, send a signal after its first checkpoint; return its folder."""
     running = subprocess.Popen(
-        ["dvc", "repro", "align@dpo"], cwd=clean, env=environment(clean), start_new_session=True,
+        ["dvc", "repro", "align@dpo"], cwd=folder, env=environment(folder), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    saved = None
     for _ in range(1200):
-        found = list(
-            (clean / ".cache/checkpoints").glob("align-dpo-*/checkpoint-*/trainer_state.json")
+        saved = list(
+            (folder / ".cache/checkpoints").glob("align-dpo-*/checkpoint-*/trainer_state.json")
         )
-        if found or running.poll() is not None:
-            saved = found
+        if saved or running.poll() is not None:
             break
         time.sleep(0.02)
     assert saved, running.communicate()
-    os.killpg(running.pid, signal.SIGKILL)
+    os.killpg(running.pid, how)
     running.communicate()
-    (ghost,) = runs(clean, "attributes.status = 'RUNNING' and tags.`dvc.stage` = 'align@dpo'")
-    shell(clean, "dvc", "repro", "align@dpo")
-    card = json.loads((clean / "reports/runs/align@dpo.json").read_text())
-    assert card["run_id"] == ghost.info.run_id
-    again = next(r for r in runs(clean) if r.info.run_id == ghost.info.run_id)
-    assert "superseded_by" not in again.data.tags
-    assert not runs(clean, "attributes.status = 'RUNNING'")
-    from mlflow import MlflowClient
+    return saved[0].parent.parent
 
-    history = MlflowClient(f"sqlite:///{clean}/mlflow.db").get_metric_history(
-        ghost.info.run_id, "grad_norm"
-    )
-    steps = int(card["metrics"]["steps"])
-    assert sorted(m.step for m in history) == list(range(1, steps + 1))  # each once
-    assert not list((clean / ".cache/checkpoints").glob("align-dpo-*"))
+
+AWAY = ["env", "MLFLOW_TRACKING_URI=http://127.0.0.1:9"]
+SYNC = ["python", "-m", "stages.lib.commands.sync"]
+
+
+def test_what_ran_while_the_server_was_away_is_logged_later_as_run_and_not_as_reused(clean):
+    change(clean, "policies.dpo.beta", 0.5)
+    shell(clean, "dvc", "repro", "align@dpo")
+    there = json.loads((clean / "reports/runs/align@dpo.json").read_text())["run_id"]
+    shell(clean, *AWAY, "dvc", "repro")
+    card = json.loads((clean / "reports/pipeline.json").read_text())
+    assert card["run_id"] == card["stages"]["evaluate@dpo"] == ""
+    assert "workspace was logged with 15 stages" in shell(clean, *SYNC).stdout
+    parent, children = parents(clean)[card["config"]]
+    require_complete(parent, children, {"align@dpo", "evaluate@dpo", "report"})
+    assert children["align@dpo"].info.run_id == there
+    assert "workspace is there already" in shell(clean, *SYNC).stdout
 
 
 def test_a_lost_store_is_rebuilt_and_a_second_time_changes_nothing(clean):
@@ -126,10 +148,7 @@ def test_a_lost_store_is_rebuilt_and_a_second_time_changes_nothing(clean):
     read = lambda run: {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}  # noqa: E731
     card = json.loads((clean / "reports/pipeline.json").read_text())
     parent, children = parents(clean)[card["config"]]
-    sync = [
-        "env", f"MLFLOW_TRACKING_URI=sqlite:///{clean}/rebuilt.db",
-        "python", "-m", "stages.lib.commands.sync",
-    ]  # fmt: skip
+    sync = ["env", f"MLFLOW_TRACKING_URI=sqlite:///{clean}/rebuilt.db", *SYNC]
     first = shell(clean, *sync).stdout
     assert "HEAD was logged with 15 stages" in first
     rebuilt, theirs = parents(clean, "rebuilt.db")[card["config"]]
@@ -212,45 +231,99 @@ def leaves(tree, prefix=""):
             yield name
 
 
-def test_each_parameter_makes_exactly_the_stages_stale_that_declare_it(clean):
+def test_each_parameter_makes_exactly_the_stages_stale_that_declare_it(clean, monkeypatch):
+    from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
-    params = YAML(typ="safe").load(clean / "params.yaml")
+    monkeypatch.chdir(clean)
     original = (clean / "params.yaml").read_text()
-    before = os.getcwd()  # noqa: PTH109
-    os.chdir(clean)
     checked = 0
-    try:
-        with Repo() as repo:
-            declared = {
-                s.addressing: {k for d in s.deps if hasattr(d, "params") for k in d.params}
-                for s in repo.index.stages
-            }
-        for key in leaves(params):
-            if key.startswith("models.") or key.split(".")[-1] in {"model", "reads", "learns_from"}:
-                continue  # templated into the graph itself: another command or path
+    with Repo() as repo:
+        declared = {
+            stage.addressing: [d for d in stage.deps if isinstance(d, ParamsDependency)]
+            for stage in repo.index.stages
+        }
+        for key in leaves(YAML(typ="safe").load(original)):
+            if key.startswith("models.") or key.split(".")[-1] in TEMPLATED:
+                continue
             tree = YAML(typ="safe").load(original)
-            *path, last = key.split(".")
-            at = tree
-            for part in path:
-                at = at[part]
-            at[last] = "another" if isinstance(at[last], str) else [at[last], "another"]
+            set_leaf(tree, key, other_than)
             with (clean / "params.yaml").open("w") as out:
                 YAML(typ="safe").dump(tree, out)
-            with Repo() as repo:
-                stale = {name.removeprefix("dvc.yaml:") for name in repo.status()}
+            stale = {name for name, deps in declared.items() if any(d.status() for d in deps)}
             expected = {
-                stage
-                for stage, keys in declared.items()
-                if any(key == k or key.startswith(f"{k}.") for k in keys)
+                name
+                for name, deps in declared.items()
+                if any(key == k or key.startswith(f"{k}.") for d in deps for k in d.params)
             }
             assert expected, key
             assert stale == expected, key
             checked += 1
-    finally:
-        os.chdir(before)
-        (clean / "params.yaml").write_text(original)
     assert checked > 80
+
+
+TEMPLATED = {"model", "reads", "learns_from"}
+"""Keys of params.yaml that stand in commands and paths: another value is another graph."""
+
+
+def other_than(value):
+    return "another" if isinstance(value, str) else [value, "another"]
+
+
+def set_leaf(tree, key, new):
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree[part]
+    tree[last] = new(tree[last])
+
+
+LEAVES = {
+    "models.base.licence": "MIT",
+    "prompts.near_duplicate": 0.7,
+    "samplers.base.temperature": 0.9,
+    "labelers.words.tie": 1.0,
+    "labelers.judge.tie": 0.05,
+    "pairs.elo_resamples": 120,
+    "reward.epochs": 2,
+    "base.weights": "rounded",
+    "policies.dpo.beta": 0.4,
+    "evaluate.threshold": 0.4,
+    "report.words": 7,
+    "seed": 2,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", LEAVES)
+def test_a_parameter_runs_the_stages_that_declare_it_and_what_it_changes(clean, key):
+    from dvc.repo import Repo
+
+    change(clean, key, LEAVES[key])
+    with Repo(clean) as repo:
+        direct = {name.removeprefix("dvc.yaml:") for name in repo.status()}
+    before = recorded(clean)
+    done = ran(shell(clean, "dvc", "repro").stdout)
+    after = recorded(clean)
+    # What ran beside the stages that declare it ran because something that it reads changed.
+    moved = {path for path in after["outs"] if after["outs"][path] != before["outs"].get(path)}
+    fed = {
+        stage
+        for stage, deps in after["deps"].items()
+        if any(before["deps"][stage].get(path) != md5 for path, md5 in deps.items())
+    }
+    assert moved
+    assert direct <= done == direct | fed
+    card = json.loads((clean / "reports/pipeline.json").read_text())
+    require_complete(*parents(clean)[card["config"]], done)
+
+
+def recorded(folder):
+    """Hashes in dvc.lock: of inputs by stage, of outputs by path."""
+    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    return {
+        "deps": {n: {d["path"]: d["md5"] for d in s["deps"]} for n, s in stages.items()},
+        "outs": {o["path"]: o["md5"] for s in stages.values() for o in s["outs"]},
+    }
 
 
 @pytest.mark.slow

@@ -1,0 +1,153 @@
+"""Two clones, one DVC remote, one MLflow server on PostgreSQL: nothing is missing on either side."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from test_lineage import SYNC, require_complete
+from tiny_graph import environment, ran, shell
+
+pytestmark = pytest.mark.slow
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """Address of a PostgreSQL that runs for these tests; it refuses to run as root."""
+    pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
+    found = shutil.which("pg_ctl") or next(
+        map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)), None
+    )
+    if not found:
+        pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: a socket's path has 107 characters
+    root = os.getuid() == 0
+    user = ["runuser", "-u", "postgres", "--"] if root else []
+    if root:
+        shutil.chown(folder, "postgres")
+    port = free_port()
+    call = [*user, found, "-D", str(folder / "data")]
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
+    subprocess.run([*call, "initdb", "-o", "-A trust -U plumbline"], **quiet)
+    options = f"-p {port} -k {folder} -h 127.0.0.1"
+    subprocess.run([*call, "-w", "-l", str(folder / "log"), "-o", options, "start"], **quiet)
+    yield f"postgresql://plumbline@127.0.0.1:{port}/postgres"
+    subprocess.run([*call, "-m", "immediate", "stop"], **quiet)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server(postgres, tmp_path_factory):
+    """Address of an MLflow server on it, which keeps artifacts itself."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres, "--port", str(port),
+        "--host", "127.0.0.1", "--workers", "2", "--artifacts-destination", (folder / "artifacts").as_uri(),
+    ]  # fmt: skip
+    with (folder / "log").open("w") as log:
+        running = subprocess.Popen(
+            command, cwd=folder, env=environment(folder), stdout=log, stderr=log
+        )
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail((folder / "log").read_text()[-2000:])
+        yield f"http://127.0.0.1:{port}"
+        running.terminate()
+        running.wait(timeout=30)
+
+
+def clone(origin, folder):
+    shell(origin.parent, "git", "clone", "-q", str(origin), str(folder))
+    shell(folder, "git", "config", "user.email", "tiny@localhost")
+    shell(folder, "git", "config", "user.name", "tiny")
+    return folder
+
+
+def pipelines(server, where="tags.kind = 'pipeline'"):
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("plumbline").experiment_id
+    return client.search_runs([experiment], where)
+
+
+def children(server, parent):
+    found = pipelines(server, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    return {r.data.tags["dvc.stage"]: r for r in found if "superseded_by" not in r.data.tags}
+
+
+def test_two_clones_share_a_remote_and_a_server(graph, server, tmp_path):
+    first, _ = graph
+    on = ["env", f"MLFLOW_TRACKING_URI={server}"]
+    shell(tmp_path, "git", "clone", "-q", "--bare", str(first), "origin.git")
+    origin = tmp_path / "origin.git"
+    ann = clone(origin, tmp_path / "ann")
+    shutil.copytree(first / ".dvc/cache", ann / ".dvc/cache")
+    shell(ann, "dvc", "checkout", "-q")
+    shell(ann, "dvc", "remote", "add", "-d", "store", str(tmp_path / "remote"))
+    shell(ann, "git", "commit", "-qam", "remote")
+    shell(ann, "dvc", "push", "-q")
+    shell(ann, "git", "push", "-q")
+    assert "HEAD was logged with 15 stages" in shell(ann, *on, *SYNC).stdout
+
+    # Three ablations, two at a time.
+    shell(ann, "dvc", "exp", "run", "--queue", "-S", "policies.dpo.beta=0.2,0.4,0.6")
+    shell(ann, *on, "dvc", "queue", "start", "-j", "2")
+    for _ in range(300):
+        status = shell(ann, "dvc", "queue", "status").stdout
+        if "Queued" not in status and "Running" not in status:
+            break
+        time.sleep(1)
+    assert status.count("Success") == 3, status
+    found = {p.data.params["policies.dpo.beta"]: p for p in pipelines(server)}
+    assert set(found) == {"0.1", "0.2", "0.4", "0.6"}
+    for beta in ("0.2", "0.4", "0.6"):
+        own = children(server, found[beta])
+        require_complete(found[beta], own, {"align@dpo", "evaluate@dpo", "report"})
+    names = [p.data.tags["dvc.exp_name"] for beta, p in found.items() if beta != "0.1"]
+    table = shell(ann, "python", "-m", "stages.lib.commands.compare").stdout
+    assert all(f"{name}/dpo" in table for name in names)
+    shell(ann, "dvc", "exp", "push", "-q", "origin", *names)
+
+    # Someone else has all of it, adds one, and gives it back.
+    bob = clone(origin, tmp_path / "bob")
+    shell(bob, "dvc", "pull", "-q")
+    shell(bob, "dvc", "exp", "pull", "-q", "origin", *names)
+    said = shell(bob, *on, *SYNC).stdout.splitlines()
+    assert said == [f"{name} is there already" for name in ("HEAD", *sorted(names), "workspace")]
+    changed = [*on, "dvc", "exp", "run", "-n", "bobs", "-S", "policies.dpo.beta=0.8"]
+    assert ran(shell(bob, *changed).stdout) == {"align@dpo", "evaluate@dpo", "report"}
+    (his,) = pipelines(server, "tags.`dvc.exp_name` = 'bobs' and tags.kind = 'pipeline'")
+    require_complete(his, children(server, his), {"align@dpo", "evaluate@dpo", "report"})
+    assert {a.path for a in MlflowClient(server).list_artifacts(his.info.run_id)} >= {"report.html"}
+    shell(bob, "dvc", "exp", "push", "-q", "origin", "bobs")
+    shell(ann, "dvc", "exp", "pull", "-q", "origin", "bobs")
+    assert "bobs/dpo" in shell(ann, "python", "-m", "stages.lib.commands.compare").stdout
+
+    # A new store of one's own, from the files alone, holds the very parents of the server.
+    shell(ann, *SYNC)
+    mine = {p.data.params["policies.dpo.beta"]: p for p in pipelines(f"sqlite:///{ann}/mlflow.db")}
+    theirs = {p.data.params["policies.dpo.beta"]: p for p in pipelines(server)}
+    assert set(mine) == {"0.1", "0.2", "0.4", "0.6", "0.8"}
+    for beta, parent in mine.items():
+        assert parent.data.metrics == theirs[beta].data.metrics
+        assert parent.data.params == theirs[beta].data.params
+    card = json.loads((ann / "reports/pipeline.json").read_text())
+    assert card["config"] == mine["0.1"].data.tags["plumbline.config"]
