@@ -28,7 +28,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def postgres():
     """Address of a PostgreSQL that runs for these tests; it refuses to run as root."""
-    pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
+    pytest.importorskip("psycopg", reason="needs psycopg[binary]")
     found = shutil.which("pg_ctl") or next(
         map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)), None
     )
@@ -62,7 +62,7 @@ def server(postgres, tmp_path_factory):
         running = subprocess.Popen(
             command, cwd=folder, env=environment(folder), stdout=log, stderr=log
         )
-        for _ in range(120):
+        while running.poll() is None:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
