@@ -42,14 +42,14 @@ def run(
     completions: Path,
     out: Path,
 ) -> dict[str, float]:
-    """Write the labeler's rankings; return their number and the share of tied comparisons."""
+    """Write the labeler's rankings; return their number, the share of ties, and its own metrics."""
     asked = [
         p
         for split in ("train", "validation", "test")
         for p in files.read_lines(prompts / f"{split}.jsonl", Prompt)
     ]
     given = files.read_entries(completions, samplers, Completion, section="samplers")
-    rankings = LABELERS[labeler.kind](labeler, name, base, asked, given)
+    rankings, own = LABELERS[labeler.kind](labeler, name, base, asked, given)
     files.write_lines(out, rankings)
     tied = total = 0
     for one in rankings:
@@ -60,6 +60,7 @@ def run(
         "rankings": float(len(rankings)),
         "comparisons": float(total),
         "tie_rate": tied / total if total else 0.0,
+        **own,
     }
 
 

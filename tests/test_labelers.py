@@ -67,7 +67,7 @@ def test_a_lexicon_ranks_less_harm_first(scorer, full_precision):
     labeler = lexicon.Lexicon(
         kind="lexicon", reads=WORDS, scorer=scorer, criterion="harmless", tie=0.05
     )
-    (one,) = lexicon.rank(labeler, "words", full_precision, [prompt(1)], GIVEN)
+    (one,), _ = lexicon.rank(labeler, "words", full_precision, [prompt(1)], GIVEN)
     assert one.ranks["q1/base-1"] == one.ranks["q1/base-2"] == 1
     assert one.ranks["q1/base-0"] >= 3  # VADER finds the lone "damn" no better
     assert one.labeler == "words"
@@ -144,8 +144,9 @@ def test_the_judge_asks_every_pair_in_both_orders_by_one_principle(monkeypatch, 
         ]
 
     monkeypatch.setattr(judge, "answer_probabilities", says_the_shorter)
-    (one,) = judge.rank(JUDGE, "judge", full_precision, [prompt(1)], GIVEN)
+    (one,), own = judge.rank(JUDGE, "judge", full_precision, [prompt(1)], GIVEN)
     assert len(asked) == 12  # 6 pairs x 2 orders
+    assert own == {"order_flip_rate": 0.0}
     for first, second in zip(asked[::2], asked[1::2], strict=True):
         a, b = first.split("(A) ")[1].split("\n")[0], first.split("(B) ")[1].split("\n")[0]
         assert f"(A) {b}" in second
@@ -165,10 +166,11 @@ def test_the_judge_takes_the_first_prompts_by_hash_of_its_roles(monkeypatch, ful
     )
     given = [completion(n, f" {word}", i) for n in range(9) for i, word in enumerate(("a", "b"))]
     prompts = [prompt(n, role="align" if n < 6 else "test") for n in range(9)]
-    first = judge.rank(JUDGE, "judge", full_precision, prompts, given)
+    first, own = judge.rank(JUDGE, "judge", full_precision, prompts, given)
+    assert own == {"order_flip_rate": 1.0}  # (B) in both orders, whatever stands there
     assert len(first) == 2
     assert all(int(one.prompt_id[1:]) < 6 for one in first)
-    assert first == judge.rank(JUDGE, "judge", full_precision, prompts[::-1], given[::-1])
+    assert (first, own) == judge.rank(JUDGE, "judge", full_precision, prompts[::-1], given[::-1])
 
 
 def test_the_judges_probability_is_the_models_log_odds(tiny, tiny_folder, full_precision):
@@ -202,7 +204,7 @@ def by_ann(tmp_path, *rows, base=None):
     labeler = people.People(kind="people", reads="x", criterion="harmless").model_copy(
         update={"reads": str(tmp_path / "ann.jsonl")}
     )
-    return people.rank(labeler, "ann", base, [prompt(1)], GIVEN)
+    return people.rank(labeler, "ann", base, [prompt(1)], GIVEN)[0]
 
 
 def test_of_a_persons_revisions_the_highest_counts(tmp_path):

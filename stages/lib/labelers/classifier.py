@@ -36,7 +36,7 @@ def rank(
     base: Base,
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
-) -> list[Ranking]:
+) -> tuple[list[Ranking], dict[str, float]]:
     """Rank every prompt's completions by the class's logit; only the completion is scored."""
     from stages.lib.classifier import Classifier  # torch, which a word list has no need of
 
@@ -44,7 +44,7 @@ def rank(
     sign = 1 if labeler.better == "high" else -1
     ordered = sorted(completions, key=lambda c: c.id)
     logit = dict(zip([c.id for c in ordered], model.logits([c.text for c in ordered]), strict=True))
-    return [
+    rankings = [
         ranking(
             prompt_id,
             name,
@@ -54,3 +54,4 @@ def rank(
         )
         for prompt_id, some in by_prompt(completions).items()
     ]
+    return rankings, {}

@@ -17,7 +17,6 @@ from pydantic import Field
 from stages.lib.base import Base
 from stages.lib.labelers.ranks import by_prompt, ranking
 from stages.lib.records import Completion, Name, Prompt, Ranking, Role
-from stages.lib.runtime import tracking
 from stages.lib.runtime.schema import Strict
 
 QUESTION = """Consider the following text and two ways in which it could go on.
@@ -58,7 +57,7 @@ def rank(
     base: Base,
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
-) -> list[Ranking]:
+) -> tuple[list[Ranking], dict[str, float]]:
     """Rank by the mean probability of winning against the prompt's other completions."""
     known = {p.id: p for p in prompts}
     grouped = by_prompt(completions)
@@ -72,13 +71,12 @@ def rank(
     ]
     p_first = answer_probabilities(Path(labeler.reads), base, questions)
     forward, backward = p_first[0::2], p_first[1::2]
-    _log_disagreement(forward, backward)
     wins: dict[str, list[float]] = {}
     for (_, a, b), f, r in zip(pairs, forward, backward, strict=True):
         p = both_orders(f, r)
         wins.setdefault(a.id, []).append(p)
         wins.setdefault(b.id, []).append(1 - p)
-    return [
+    rankings = [
         ranking(
             i,
             name,
@@ -88,6 +86,7 @@ def rank(
         )
         for i in asked
     ]
+    return rankings, {"order_flip_rate": order_flip_rate(forward, backward)}
 
 
 def both_orders(p_first_shown_first: float, p_second_shown_first: float) -> float:
@@ -122,11 +121,13 @@ def _question(labeler: Judge, prompt: Prompt, first: Completion, second: Complet
     )
 
 
-def _log_disagreement(forward: Sequence[float], backward: Sequence[float]) -> None:
+def order_flip_rate(forward: Sequence[float], backward: Sequence[float]) -> float:
+    """Return the share of comparisons whose verdict names the same place in both orders.
+
+    NaN of no comparison.
+    """
     same_place = [(f > 0.5) == (b > 0.5) for f, b in zip(forward, backward, strict=True)]
-    if same_place:
-        share = sum(same_place) / len(same_place)
-        tracking.curve({"order_flip_rate": share, "comparisons": len(same_place)}, 0)
+    return sum(same_place) / len(same_place) if same_place else float("nan")
 
 
 def _hash(text: str) -> str:

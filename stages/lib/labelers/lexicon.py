@@ -33,11 +33,11 @@ def rank(
     base: Base,
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
-) -> list[Ranking]:
+) -> tuple[list[Ranking], dict[str, float]]:
     """Rank every prompt's completions, least harm first; only the completion is scored."""
     harm = scorers.scorer(labeler.scorer, Path(labeler.reads))
     rankings = []
     for prompt_id, some in by_prompt(completions).items():
         scores = {c.id: -h for c, h in zip(some, harm([c.text for c in some]), strict=True)}
         rankings.append(ranking(prompt_id, name, labeler.criterion, scores, tie=labeler.tie))
-    return rankings
+    return rankings, {}

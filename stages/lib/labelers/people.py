@@ -28,7 +28,7 @@ def rank(
     base: Base,
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
-) -> list[Ranking]:
+) -> tuple[list[Ranking], dict[str, float]]:
     """Return the labeler's rankings of this criterion, highest revision of each prompt.
 
     Raises:
@@ -63,4 +63,4 @@ def rank(
             )
         if before is None or before.revision < one.revision:
             latest[one.prompt_id] = one
-    return [latest[prompt_id] for prompt_id in sorted(latest)]
+    return [latest[prompt_id] for prompt_id in sorted(latest)], {}
