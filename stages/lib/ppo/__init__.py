@@ -1,0 +1,1 @@
+"""Proximal policy optimisation on one base: rollouts, advantages, losses, control, and the loop."""

@@ -1,0 +1,320 @@
+"""The loop of proximal policy optimisation: roll out, update, look, decide whether to stop.
+
+Random numbers depend on seed and step and on nothing that happened before, so that a run which was
+killed goes on to the very weights of one that was not.
+
+Shape suffixes: N = completion tokens of a part.
+"""
+
+import math
+import shutil
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stages.lib import likelihood, models, reward_model, toxicity
+from stages.lib.ppo import advantages, control, rollouts, surrogates
+from stages.lib.ppo.advantages import Total
+from stages.lib.ppo.control import Look, Rule, Watch
+from stages.lib.ppo.knobs import Ppo
+from stages.lib.ppo.rollouts import POLICY, Ask, Part, Roles, Rollout
+from stages.lib.ppo.values import active
+from stages.lib.runtime import files, tracking
+
+CHECKPOINTS = 4
+"""Checkpoints a run: a kill costs at most a quarter of the training."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """All that changes from step to step beside weights and moments; plain data."""
+
+    step: int = 0
+    beta: float = 0.0
+    stopped_by: Rule | None = None
+    watch: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """Curves, one row a step."""
+    looks: list[dict[str, float]] = field(default_factory=list)
+    """Evaluations on validation prompts, each with the steps before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes that share every batch; one alone is rank 0 of 1."""
+
+    rank: int
+    count: int
+    total: Total
+
+
+ALONE = Processes(0, 1, advantages.alone)
+
+
+class Training:
+    """One PPO run on roles that share a base."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        ppo: Ppo,
+        asks: Sequence[Ask],
+        held_out: Sequence[Ask],
+        *,
+        seed: int,
+        checkpoints: Path,
+        processes: Processes,
+    ) -> None:
+        """Prepare optimisers.
+
+        Args:
+            roles: who takes part.
+            ppo: the knobs.
+            asks: prompts to learn on; every pass over them is in another order.
+            held_out: validation prompts, in order.
+            seed: of order and of sampling.
+            checkpoints: folder of the states that a killed run goes on from.
+            processes: which part of a batch is this one's.
+        """
+        self.roles, self.ppo, self.asks, self.held_out = roles, ppo, asks, held_out
+        self.seed, self.checkpoints, self.processes = seed, checkpoints, processes
+        self.policy = {k: p for k, p in roles.lm.model.named_parameters() if f".{POLICY}." in k}
+        self.value = roles.value.trained()
+        both = ((self.policy, ppo.learning_rate), (self.value, ppo.value.learning_rate))
+        self.optimisers = [
+            torch.optim.AdamW(own.values(), lr=rate, eps=ppo.adam_epsilon, weight_decay=0.0)
+            for own, rate in both
+        ]
+        self.progress = Progress(beta=ppo.kl.beta)
+        self.watch = Watch()
+
+    def run(self) -> Progress:
+        """Train until a rule stops it; return what happened, with one row of curves a step."""
+        self._resume()
+        tracking.go_on_from(self.checkpoints)
+        tracking.watch()
+        stop, now = self.ppo.stop, self.progress
+        every = -(-stop.max_steps // CHECKPOINTS)
+        with tqdm(total=stop.max_steps, initial=now.step, desc="ppo", unit="step") as bar:
+            while now.stopped_by is None:
+                if now.step % self.ppo.look.every == 0:
+                    now.stopped_by = self._look()
+                if now.stopped_by is None:
+                    row = self._step()
+                    bar.update()
+                    bar.set_postfix_str(f"score {row['score']:.2f}, KL {row['kl_sequence']:.1f}")
+                    if now.stopped_by is None and now.step % every == 0:
+                        self._save()
+        if now.looks[-1]["step"] != now.step:
+            self._look()
+        return now
+
+    def _look(self) -> Rule | None:
+        """Score answers to the validation prompts; return the rule that this fires."""
+        samples = self.ppo.look.samples
+        draws, answers = rollouts.respond(
+            self.roles.lm, self.held_out, self.ppo, samples=samples, seed=self.seed, label="look"
+        )
+        proxy = self._by_prompt(self.roles.reward, answers)
+        monitor = self._by_prompt(self.roles.monitor, answers) if self.roles.monitor else None
+        rows = [
+            {"prompt": a.prompt if isinstance(a.prompt, str) else a.prompt[-1].content,
+             "completion": a.text, "index": d.index, "step": self.progress.step}
+            for a, d in zip(answers, draws, strict=True) if d.index == 0
+        ]  # fmt: skip
+        tracking.table(rows, f"completions/{self.progress.step:04}.json")
+        seen = {"proxy": statistics.fmean(proxy)}
+        if monitor is not None:
+            seen["monitor"] = statistics.fmean(monitor)
+        tracking.curve(seen, self.progress.step)
+        self.progress.looks.append({"step": float(self.progress.step), **seen})
+        return self.watch.evaluated(Look(proxy, monitor), self.ppo.stop)
+
+    def _by_prompt(
+        self, scorer: reward_model.Scorer, answers: Sequence[reward_model.Answer]
+    ) -> list[float]:
+        found = torch.tensor(reward_model.scores(scorer, answers, label="look"))
+        return found.view(-1, self.ppo.look.samples).mean(1).tolist()
+
+    def _step(self) -> dict[str, float]:
+        """Roll out, update the weights unless the rollout stops the run, and return its figures."""
+        now, ppo = self.progress, self.ppo
+        beta = now.beta
+        rollout = rollouts.roll_out(
+            self.roles, self._batch(now.step), ppo, self.processes.total, beta=beta,
+            seed=self.seed + 1_000_003 * (now.step + 1),
+        )  # fmt: skip
+        row = self._figures(rollout, beta)
+        now.step += 1
+        rule = control.rolled_out(now.step, row["kl_sequence"], ppo.stop)
+        if rule != "kl_ceiling":
+            row |= self._update(rollout)
+        count = ppo.batch_prompts * ppo.samples
+        now.beta = control.adapted(beta, row["kl_sequence"], count, ppo.kl)
+        now.stopped_by = rule
+        now.rows.append({"step": float(now.step), **row})
+        tracking.curve(row, now.step)
+        return row
+
+    def _batch(self, step: int) -> list[Ask]:
+        """Return this process's prompts of a step; each pass over all of them has its own order."""
+        size, many = self.ppo.batch_prompts, len(self.asks)
+        chosen = []
+        for place in range(step * size, (step + 1) * size):
+            generator = torch.Generator().manual_seed(self.seed + 7_919 * (place // many))
+            chosen.append(int(torch.randperm(many, generator=generator)[place % many]))
+        return [self.asks[i] for i in chosen[self.processes.rank :: self.processes.count]]
+
+    def _update(self, rollout: Rollout) -> dict[str, float]:
+        """Pass over a rollout several times; return means over its updates."""
+        ppo = self.ppo
+        rate = 1 - (self.progress.step - 1) / ppo.stop.max_steps
+        for optimiser, start in zip(
+            self.optimisers, (ppo.learning_rate, ppo.value.learning_rate), strict=True
+        ):
+            optimiser.param_groups[0]["lr"] = start * rate
+        seen: list[dict[str, float]] = []
+        for epoch in range(ppo.epochs):
+            for parts in self._minibatches(rollout, epoch):
+                seen.append(self._update_once(parts))
+        means = {key: statistics.fmean(one[key] for one in seen) for key in seen[0]}
+        return means | {"learning_rate": ppo.learning_rate * rate}
+
+    def _minibatches(self, rollout: Rollout, epoch: int) -> Iterator[list[Part]]:
+        """Yield the parts of each update, in an order of their own at every pass."""
+        size = self.ppo.minibatch_prompts // self.ppo.microbatch_prompts // self.processes.count
+        seed = self.seed + 104_729 * self.progress.step + epoch
+        order = torch.randperm(
+            len(rollout.parts) // size, generator=torch.Generator().manual_seed(seed)
+        )
+        for i in order.tolist():
+            yield rollout.parts[i * size : (i + 1) * size]
+
+    def _update_once(self, parts: Sequence[Part]) -> dict[str, float]:
+        """Move policy and value once; losses are means over all tokens of the minibatch."""
+        total = self.processes.total
+        tokens = total(torch.tensor(sum(len(p.old_logp_N) for p in parts), dtype=torch.float64))
+        sums = torch.zeros(5, dtype=torch.float64)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        for part in parts:
+            sums += self._backward(part, float(tokens))
+        norms = []
+        for own, optimiser in zip((self.policy, self.value), self.optimisers, strict=True):
+            for parameter in own.values():
+                if parameter.grad is not None:
+                    parameter.grad = total(parameter.grad)
+            norms.append(nn.utils.clip_grad_norm_(own.values(), self.ppo.max_grad_norm))
+            optimiser.step()
+        policy, value, clipped, k3, ratio = (total(sums) / tokens).tolist()
+        return {
+            "loss": policy + value,
+            "policy_loss": policy,
+            "value_loss": value,
+            "clip_fraction": clipped,
+            "kl_update": k3,
+            "ratio": ratio,
+            "grad_norm": float(norms[0]),
+        }
+
+    def _backward(self, part: Part, tokens: float) -> Tensor:
+        """Add one part's gradients; return sums over its tokens.
+
+        The policy's backward pass ends before the value's adapter becomes the active one: peft
+        would switch its gradient off without a word.
+        """
+        lm, ppo = self.roles.lm, self.ppo
+        with active(lm, POLICY):
+            with models.training_precision(lm):
+                at = likelihood.positions(lm, part.sequences)
+                logp_N, entropy_N = rollouts.logps_and_entropy(lm, at, ppo.temperature)
+            found = surrogates.policy_loss(
+                logp_N, part.old_logp_N, part.advantages_N, clip=ppo.clip
+            )
+            ((found.losses_N - ppo.entropy * entropy_N).sum() / tokens).backward()
+        with self.roles.value.on():
+            values_N = self.roles.value(part.sequences, part.reference)
+            errors_N = surrogates.value_loss(
+                values_N, part.old_values_N, part.returns_N, clip=ppo.value.clip
+            )
+            (errors_N.sum() / tokens).backward()
+        seen = (found.losses_N, errors_N, found.clipped_N, found.k3_N, found.ratio_N)
+        return torch.stack([one.detach().double().sum().cpu() for one in seen])
+
+    def _figures(self, rollout: Rollout, beta: float) -> dict[str, float]:
+        """Return what is watched of a rollout, over all processes."""
+        total = self.processes.total
+        k1_B = torch.cat([_row_sums(p.k1_N, p.mask_BT) for p in rollout.parts]).double().cpu()
+        lengths_B = torch.cat([p.mask_BT.sum(1) for p in rollout.parts]).double().cpu()
+        ended_B = torch.tensor([d.finish == "stop" for d in rollout.draws]).double()
+        entropy = torch.cat([p.entropy_N for p in rollout.parts]).double().sum().cpu()
+        columns = [rollout.scores_B.double(), k1_B, k1_B.square(), lengths_B, ended_B]
+        sums = torch.stack([c.sum() for c in columns] + [entropy])
+        count = total(torch.tensor(float(len(k1_B)), dtype=torch.float64))
+        score, kl, square, length, ended, entropy = (total(sums) / count).tolist()
+        error = math.sqrt(max(square - kl**2, 0) / max(float(count) - 1, 1))
+        values_N = torch.cat([p.old_values_N for p in rollout.parts])
+        returns_N = torch.cat([p.returns_N for p in rollout.parts])
+        texts = [a.text for a in rollout.answers]
+        groups = [texts[i : i + self.ppo.samples] for i in range(0, len(texts), self.ppo.samples)]
+        return {
+            "score": score,
+            "score_clipped": rollout.clipped_scores,
+            "kl_sequence": kl,
+            "kl_sequence_se": error,
+            "kl_token": kl / length,
+            "entropy": entropy / length,
+            "explained_variance": advantages.explained_variance(values_N, returns_N),
+            "length": length,
+            "eos_rate": ended,
+            "dist2": statistics.fmean(toxicity.distinct(some, 2) for some in groups),
+            "beta": beta,
+        }
+
+    def _save(self) -> None:
+        """Write a state that a run goes on from, whole, and remove the one before."""
+        if self.processes.rank:
+            return
+        name = f"checkpoint-{self.progress.step}"
+        self.progress.watch = asdict(self.watch)
+        with files.whole_folder(self.checkpoints / name) as folder:
+            for kind, own in (("policy", self.policy), ("value", self.value)):
+                plain = {k: p.detach().cpu().contiguous() for k, p in own.items()}
+                save_file(plain, folder / f"{kind}.safetensors")
+            torch.save([o.state_dict() for o in self.optimisers], folder / "optimisers.pt")
+            files.write_json(folder / "progress.json", asdict(self.progress))
+        for other in self.checkpoints.glob("checkpoint-*"):
+            if other.name != name:
+                shutil.rmtree(other)
+
+    def _resume(self) -> None:
+        """Take up the last whole state, if there is one."""
+        steps = [int(p.name.split("-")[1]) for p in self.checkpoints.glob("checkpoint-*")]
+        if not steps:
+            return
+        folder = self.checkpoints / f"checkpoint-{max(steps)}"
+        for kind, own in (("policy", self.policy), ("value", self.value)):
+            saved = load_file(folder / f"{kind}.safetensors")
+            with torch.no_grad():
+                for key, parameter in own.items():
+                    parameter.copy_(saved[key])
+        moments = torch.load(folder / "optimisers.pt", weights_only=True)
+        for optimiser, state in zip(self.optimisers, moments, strict=True):
+            optimiser.load_state_dict(state)
+        self.progress = Progress(**files.read_json(folder / "progress.json"))
+        self.watch = Watch(**self.progress.watch)
+        for row in (*self.progress.rows, *self.progress.looks):
+            tracking.curve({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+
+
+def _row_sums(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    rows_N = mask_BT.nonzero()[:, 0]
+    sums_B = torch.zeros(len(mask_BT), dtype=values_N.dtype, device=values_N.device)
+    return sums_B.index_add(0, rows_N, values_N)

@@ -1,0 +1,307 @@
+"""PPO on a tiny model: what it learns, what must not move, and that a kill changes nothing."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from tiny_model import moved_adapter
+
+from stages.lib import likelihood, models, reward_model
+from stages.lib.ppo import loop, rollouts
+from stages.lib.ppo.advantages import alone
+from stages.lib.ppo.knobs import Ppo
+from stages.lib.ppo.loop import ALONE, Training
+from stages.lib.ppo.rollouts import Ask, Roles
+from stages.lib.ppo.values import AdapterValue, HeadValue
+from stages.lib.records import Prompt
+from stages.lib.reward_model import Head, Normaliser, TrainedReward
+from stages.lib.runtime import files
+from stages.lib.tokens import encode_prompt
+
+P = Ppo.model_validate(
+    {
+        "algorithm": "ppo", "learns_from": "models/reward", "categories": [], "batch_prompts": 4, "samples": 4,
+        "minibatch_prompts": 2, "microbatch_prompts": 2, "epochs": 2, "max_tokens": 6, "temperature": 1.0,
+        "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
+        "clip": 0.2, "entropy": 0.0, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "score_clip": None,
+        "missing_eos_penalty": 0.0, "value": {"kind": "head", "learning_rate": 1e-2, "clip": 0.2},
+        "kl": {"beta": 0.02, "target": None, "horizon": 1000},
+        "stop": {"max_steps": 4, "target": None, "smoothing": 0.0, "patience": 1, "kl_ceiling": 1e9},
+        "look": {"every": 2, "prompts": 3, "samples": 2},
+    }
+)  # fmt: skip
+
+
+def but(knobs, **changes):
+    """The knobs with some changed; `part__name` reaches into a part."""
+    plain = knobs.model_dump()
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        place = plain
+        for part in path:
+            place = place[part]
+        place[last] = value
+    return Ppo.model_validate(plain)
+
+
+class Planted:
+    """Rewards each occurrence of a letter; the larger `sign`, the more is liked."""
+
+    normalise = Normaliser(0.0, 1.0)
+
+    def __init__(self, letter="e", sign=1.0):
+        self.letter, self.sign = letter, sign
+
+    def raw(self, answers, *, label):
+        return [self.sign * a.text.count(self.letter) for a in answers]
+
+
+def asks(
+    lm, texts=("He said", "The old dog went", "She", "They had a long story of", "Once", "In it")
+):
+    prompts = [
+        Prompt(id=f"p{n}", cluster=f"p{n}", category="insult", role="align", form="continuation", source="t", text=t)
+        for n, t in enumerate(texts)
+    ]  # fmt: skip
+    return [Ask(p, encode_prompt(lm, p.body())) for p in prompts]
+
+
+@pytest.fixture
+def roles(tiny):
+    models.add_lora(tiny, rank=4, alpha=8, seed=0)
+    width = tiny.unembedding_VD.shape[1]
+    return Roles(tiny, None, Planted(), Planted(), HeadValue(width, seed=0))
+
+
+def training(roles, tmp_path, knobs=P, seed=0, **changes):
+    given = asks(roles.lm)
+    held_out = asks(roles.lm, ("A", "We all know", "Then"))
+    return Training(
+        roles, but(knobs, **changes), given, held_out, seed=seed, checkpoints=tmp_path / "ck", processes=ALONE
+    )  # fmt: skip
+
+
+def weights(run):
+    return {k: p.detach().clone() for k, p in (run.policy | run.value).items()}
+
+
+def test_before_the_first_step_policy_and_reference_agree(roles):  # properties 9, 10
+    found = rollouts.roll_out(roles, asks(roles.lm)[:4], P, alone, beta=0.5, seed=1)
+    for part in found.parts:
+        assert part.k1_N.abs().max() < 1e-6
+        assert not part.old_values_N.any()  # the head starts at zero, as declared: property 27
+    one = rollouts.roll_out(roles, asks(roles.lm)[:4], but(P, lam=1.0), alone, beta=0.5, seed=1)
+    rows = torch.cat([p.returns_N[p.mask_BT.nonzero()[:, 1] == 0] for p in one.parts])
+    assert torch.allclose(rows, one.scores_B, atol=1e-5)  # the reward is the score itself
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_ratio_of_the_first_update_is_one(tiny_folder, full_precision, tmp_path, dtype):  # 10
+    base = full_precision.model_copy(update={"dtype": dtype, "quantisation": "nf4"})
+    lm = models.load(tiny_folder, base)
+    moved_adapter(lm, tmp_path / "moved", std=0.3)  # a policy that is not its reference
+    roles = Roles(lm, None, Planted(), None, HeadValue(lm.unembedding_VD.shape[1], seed=0))
+    run = training(roles, tmp_path, temperature=0.7, minibatch_prompts=4, epochs=1)
+    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    assert torch.cat([p.k1_N for p in rollout.parts]).abs().max() > 0.01
+    row = run._update_once(rollout.parts)
+    assert row["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert row["kl_update"] == pytest.approx(0.0, abs=1e-6)
+    assert row["clip_fraction"] == 0.0
+    assert run._update_once(rollout.parts)["ratio"] != pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_it_learns_what_is_rewarded_and_unlearns_what_is_punished(roles, tmp_path, sign):  # 31
+    roles = dataclasses.replace(roles, reward=Planted(sign=sign), monitor=Planted(sign=sign))
+    larger = {"batch_prompts": 6, "minibatch_prompts": 3, "microbatch_prompts": 3, "samples": 16}
+    run = training(roles, tmp_path, stop__max_steps=30, look__every=30, look__samples=8, **larger)
+    done = run.run()
+    assert done.stopped_by == "max_steps"
+    before, after = done.looks[0]["proxy"], done.looks[-1]["proxy"]
+    assert after > before + 0.3 * abs(before)
+    assert done.rows[-1]["kl_sequence"] > 0.5
+    assert done.rows[-1]["learning_rate"] == pytest.approx(P.learning_rate / 30)  # property 30
+
+
+def test_base_reference_and_reward_model_do_not_move(tiny, tmp_path):  # properties 13, 16
+    width = tiny.unembedding_VD.shape[1]
+    moved_adapter(tiny, tmp_path / "reward", std=0.3)
+    save_head(tmp_path / "reward", width)
+    tiny.model = tiny.model.unload()
+    models.add_lora(tiny, rank=4, alpha=8, seed=0)
+    reward = reward_model.load(tiny, tmp_path / "reward", name="reward")
+    run = training(Roles(tiny, None, reward, None, HeadValue(width, seed=0)), tmp_path)
+    before = {k: p.detach().clone() for k, p in tiny.model.named_parameters()}
+    head = reward.head.weight.detach().clone()
+    run.run()
+    moved = {k for k, p in tiny.model.named_parameters() if not torch.equal(p, before[k])}
+    assert moved
+    assert all(".default." in k for k in moved)
+    assert {k for k in before if ".default." in k} == moved
+    assert torch.equal(reward.head.weight, head)
+
+
+def save_head(folder, width):
+    from safetensors.torch import save_file
+
+    save_file(
+        {k: v.contiguous() for k, v in Head(width, seed=3).state_dict().items()},
+        folder / "head.safetensors",
+    )
+    files.write_json(folder / "normaliser.json", {"mean": 0.1, "std": 0.5})
+    files.write_json(folder / "reward.json", {"max_tokens": 64})
+
+
+def test_the_value_adapter_starts_as_the_reward_model_and_trains_beside_the_policy(
+    tiny, tmp_path
+):  # properties 13, 16, 27
+    width = tiny.unembedding_VD.shape[1]
+    moved_adapter(tiny, tmp_path / "reward", std=0.3)
+    save_head(tmp_path / "reward", width)
+    tiny.model = tiny.model.unload()
+    models.add_lora(tiny, rank=4, alpha=8, seed=0)
+    reward = reward_model.load(tiny, tmp_path / "reward", name="reward")
+    assert isinstance(reward, TrainedReward)
+    value = AdapterValue(tiny, tmp_path / "reward", reward.normalise)
+    run = training(Roles(tiny, None, reward, None, value), tmp_path, value__learning_rate=1e-3)
+    rollout = rollouts.roll_out(run.roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    part = rollout.parts[0]
+    # The value before the last token is the reward model's score of the text up to there.
+    with torch.no_grad(), models.adapter(tiny, "reward"):
+        states = likelihood.positions(tiny, part.sequences).hidden_ND
+    expected = (reward.head(states) - 0.1) / 0.5
+    assert torch.allclose(part.old_values_N, expected, atol=1e-4)
+    before = weights(run)
+    frozen = {k: p.detach().clone() for k, p in tiny.model.named_parameters() if k not in before}
+    run._update_once([part])
+    after = weights(run)
+    for kind in (".default.", ".value.", "head."):
+        assert any(not torch.equal(before[k], after[k]) for k in before if kind in k), kind
+    assert all(torch.equal(p, frozen[k]) for k, p in tiny.model.named_parameters() if k in frozen)
+
+
+def gradients(run, parts):
+    """Gradients of the policy after one update's backward passes, without the step."""
+    tokens = sum(len(p.old_logp_N) for p in parts)
+    for parameter in (run.policy | run.value).values():
+        parameter.grad = None
+    for part in parts:
+        run._backward(part, tokens)
+    return {k: p.grad.clone() for k, p in (run.policy | run.value).items() if p.grad is not None}
+
+
+def test_one_batch_of_eight_is_eight_of_one(roles, tmp_path):  # property 29
+    whole = training(roles, tmp_path, batch_prompts=4, minibatch_prompts=4, microbatch_prompts=4)
+    parts = training(roles, tmp_path, batch_prompts=4, minibatch_prompts=4, microbatch_prompts=1)
+    found = []
+    for run in (whole, parts):
+        rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+        found.append(gradients(run, rollout.parts))
+    for key, one in found[0].items():
+        assert torch.allclose(one, found[1][key], atol=1e-5), key
+
+
+def test_the_policys_gradient_does_not_depend_on_who_else_ran(roles, tmp_path):  # properties 15, 16
+    run = training(roles, tmp_path)
+    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    first = gradients(run, rollout.parts)
+    run._look()  # samples, scores, switches adapters
+    again = gradients(run, rollout.parts)
+    assert first
+    assert all(torch.equal(one, again[key]) for key, one in first.items())
+
+
+def test_an_entropy_bonus_raises_entropy_and_none_changes_nothing(
+    tiny_folder, full_precision, tmp_path
+):  # 28
+    ends = {}
+    for weight in (0.0, 1.0):
+        lm = models.load(tiny_folder, full_precision)
+        models.add_lora(lm, rank=4, alpha=8, seed=0)
+        roles = Roles(
+            lm, None, Planted(sign=0.0), None, HeadValue(lm.unembedding_VD.shape[1], seed=0)
+        )
+        run = training(roles, tmp_path / str(weight), entropy=weight, kl__beta=0.0)
+        ends[weight] = [row["entropy"] for row in run.run().rows]
+    # No reward, no penalty, no bonus: nothing to learn but the value's own zero.
+    assert ends[0.0][0] == pytest.approx(ends[1.0][0])
+    assert ends[1.0][-1] > ends[0.0][-1] + 0.05
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_and_figures(
+    tiny_folder, full_precision, tmp_path, monkeypatch
+):  # property 34
+    def fresh(folder):
+        lm = models.load(tiny_folder, full_precision)
+        models.add_lora(lm, rank=4, alpha=8, seed=0)
+        roles = Roles(lm, None, Planted(), Planted(), HeadValue(lm.unembedding_VD.shape[1], seed=0))
+        return training(
+            roles, folder, stop__max_steps=8, kl__target=0.5, stop__target=50.0, stop__smoothing=0.5
+        )
+
+    whole = fresh(tmp_path / "whole")
+    expected = whole.run()
+    real = loop.Training._step
+
+    def dies(self):
+        if self.progress.step == 5:
+            raise Killed
+        return real(self)
+
+    monkeypatch.setattr(loop.Training, "_step", dies)
+    with pytest.raises(Killed):
+        fresh(tmp_path / "again").run()
+    assert [p.name for p in (tmp_path / "again/ck").iterdir()] == ["checkpoint-4"]
+    monkeypatch.setattr(loop.Training, "_step", real)
+    again = fresh(tmp_path / "again")
+    found = again.run()
+    plain = [json.dumps(dataclasses.asdict(one), sort_keys=True) for one in (found, expected)]
+    assert plain[0] == plain[1]  # rows, looks, beta and averages; as text, for NaN is not NaN
+    for key, one in weights(whole).items():
+        assert torch.equal(one, weights(again)[key]), key
+
+
+def test_the_ceiling_stops_before_the_update(roles, tmp_path):  # property 33
+    run = training(roles, tmp_path, stop__kl_ceiling=1e-9, stop__max_steps=50, epochs=4)
+    done = run.run()
+    assert done.stopped_by == "kl_ceiling"
+    assert "loss" not in done.rows[-1]
+    assert done.rows[-1]["kl_sequence"] > 1e-9
+
+
+def test_a_target_that_is_reached_stops(roles, tmp_path):  # property 33
+    done = training(roles, tmp_path, stop__target=-1.0).run()
+    assert (done.stopped_by, done.step) == ("target", 0)
+
+
+def test_every_pass_takes_every_prompt_once_and_two_processes_share_a_step(roles, tmp_path):
+    run = training(roles, tmp_path)
+    seen = [ask.prompt.id for step in range(3) for ask in run._batch(step)]  # 12 of 6 prompts
+    assert sorted(seen[:6]) == sorted(seen[6:]) == [f"p{n}" for n in range(6)]
+    assert seen[:6] != seen[6:]
+    parts = []
+    for rank in (0, 1):
+        own = training(roles, tmp_path)
+        own.processes = dataclasses.replace(ALONE, rank=rank, count=2)
+        parts.append([ask.prompt.id for ask in own._batch(0)])
+    assert sorted(parts[0] + parts[1]) == sorted(a.prompt.id for a in run._batch(0))
+
+
+def test_figures_of_a_rollout(roles, tmp_path):  # property 20
+    run = training(roles, tmp_path)
+    row = run._step()
+    assert row["kl_sequence"] == pytest.approx(0.0, abs=1e-5)
+    assert 1 <= row["length"] <= P.max_tokens
+    assert 0 <= row["eos_rate"] <= 1
+    assert 0 < row["entropy"] <= math.log(roles.lm.unembedding_VD.shape[0])
+    assert row["explained_variance"] <= 1
+    second = run._step()
+    assert second["kl_token"] == pytest.approx(second["kl_sequence"] / second["length"])
+    assert second["kl_sequence_se"] > 0
