@@ -198,6 +198,10 @@ def test_a_file_that_an_earlier_configuration_left_among_the_runs_is_refused(cle
         "RecordError: reports/runs: align@gone.json: of no stage of the graph; "
         "delete what an earlier configuration left"
     )
+    # The pipeline run of before is complete and stays so; DVC gives its results back.
+    assert ran(shell(clean, "dvc", "repro").stdout) == set()
+    card = json.loads((clean / "reports/pipeline.json").read_text())
+    assert parents(clean)[card["config"]][0].info.status == "FINISHED"
 
 
 def test_plan_says_what_would_run_and_why(clean):

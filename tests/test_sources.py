@@ -231,7 +231,7 @@ def bring_from_hub(tmp_path, out, **changes):
     code = (
         "import sys, json, pathlib\n"
         "from stages.fetch import Model\n"
-        "from stages.lib import sources, schema\n"
+        "from stages.lib import sources; from stages.lib.runtime import schema\n"
         "entry = schema.check(json.loads(sys.argv[1]), Model, 'm')\n"
         "try: print(sources.bring(entry, pathlib.Path(sys.argv[2]), where='models.m'))\n"
         "except schema.Refusal as refusal: print(f'{type(refusal).__name__}: {refusal}')\n"
