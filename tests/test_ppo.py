@@ -1,5 +1,6 @@
 """PPO on a tiny model: what it learns, what must not move, and that a kill changes nothing."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -9,7 +10,7 @@ import torch
 from tiny_model import moved_adapter
 
 from stages.lib import likelihood, models, reward_model
-from stages.lib.ppo import loop, rollouts
+from stages.lib.ppo import algorithm, loop, rollouts
 from stages.lib.ppo.advantages import alone
 from stages.lib.ppo.knobs import Ppo
 from stages.lib.ppo.loop import ALONE, Training
@@ -18,6 +19,7 @@ from stages.lib.ppo.values import AdapterValue, HeadValue
 from stages.lib.records import Prompt
 from stages.lib.reward_model import Head, Normaliser, TrainedReward
 from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal
 from stages.lib.tokens import encode_prompt
 
 P = Ppo.model_validate(
@@ -305,3 +307,39 @@ def test_figures_of_a_rollout(roles, tmp_path):  # property 20
     second = run._step()
     assert second["kl_token"] == pytest.approx(second["kl_sequence"] / second["length"])
     assert second["kl_sequence_se"] > 0
+
+
+def test_the_algorithm_writes_adapter_curves_and_metrics(
+    tiny, tiny_folder, full_precision, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for folder in (tmp_path / "reward", tmp_path / "reward/monitor"):
+        lm = models.load(tiny_folder, full_precision)
+        moved_adapter(lm, folder, std=0.3)
+        save_head(folder, lm.unembedding_VD.shape[1])
+    words = ("insult", "neutral")
+    for split, role, count in (("train", "align", 8), ("validation", "validation", 6)):
+        rows = [
+            Prompt(id=f"{role}{n}", cluster=f"{role}{n}", category=words[n % 2], role=role, source="t",
+                   form="continuation", text=f"Number {n} said to {role}")
+            for n in range(count)
+        ]  # fmt: skip
+        files.write_lines(tmp_path / f"prompts/{split}.jsonl", rows)
+    (tmp_path / "out").mkdir()
+    given = {
+        "base_folder": tiny_folder, "data": tmp_path / "reward", "prompts": tmp_path / "prompts",
+        "out": tmp_path / "out", "curves": tmp_path / "ppo.csv",
+    }  # fmt: skip
+    knobs = but(P, categories=["insult"], stop__max_steps=3)
+    found = algorithm.train(knobs, full_precision, 1, **given)
+    assert found["steps"] == found["stopped_by/max_steps"] * 3
+    assert found["completions"] == 3 * 4 * 4
+    assert {"proxy_before", "proxy_after", "monitor_before", "monitor_after"} <= found.keys()
+    rows = list(csv.DictReader((tmp_path / "ppo.csv").open()))
+    assert [float(row["step"]) for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["score"] == "nan"  # before the first rollout there is an evaluation only
+    assert float(rows[0]["proxy"]) == pytest.approx(found["proxy_before"], rel=1e-5)
+    models.load_adapter(models.load(tiny_folder, full_precision), tmp_path / "out", name="policy")
+    assert not list(tmp_path.glob(".cache/checkpoints/*"))
+    with pytest.raises(Refusal, match="4 prompts of role align and 3 of role validation"):
+        algorithm.train(but(knobs, look__prompts=4), full_precision, 1, **given)

@@ -120,7 +120,7 @@ class Training:
         """Score answers to the validation prompts; return the rule that this fires."""
         samples = self.ppo.look.samples
         draws, answers = rollouts.respond(
-            self.roles.lm, self.held_out, self.ppo, samples=samples, seed=self.seed, label="look"
+            self.roles.lm, self.held_out, self.ppo, samples=samples, seed=self.seed
         )
         proxy = self._by_prompt(self.roles.reward, answers)
         monitor = self._by_prompt(self.roles.monitor, answers) if self.roles.monitor else None
@@ -140,7 +140,7 @@ class Training:
     def _by_prompt(
         self, scorer: reward_model.Scorer, answers: Sequence[reward_model.Answer]
     ) -> list[float]:
-        found = torch.tensor(reward_model.scores(scorer, answers, label="look"))
+        found = torch.tensor(rollouts.score(scorer, answers))
         return found.view(-1, self.ppo.look.samples).mean(1).tolist()
 
     def _step(self) -> dict[str, float]:

@@ -6,7 +6,9 @@ will run: the same batch gives the same roundings, so that the ratio of the firs
 Shape suffixes: B = completions, T = their tokens padded right, N = tokens of a part, in order.
 """
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 
 import torch
@@ -94,8 +96,8 @@ def roll_out(
         beta: what a nat from the reference costs.
         seed: of this step; with prompt and index it selects the random numbers.
     """
-    draws, answers = respond(roles.lm, asks, ppo, samples=ppo.samples, seed=seed, label="rollout")
-    scores_B = torch.tensor(reward_model.scores(roles.reward, answers, label="reward"))
+    draws, answers = respond(roles.lm, asks, ppo, samples=ppo.samples, seed=seed)
+    scores_B = torch.tensor(score(roles.reward, answers))
     ended_B = torch.tensor([d.finish == "stop" for d in draws])
     shaped_B, clipped = advantages.shaped_scores(
         scores_B, ended_B, clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty
@@ -112,19 +114,25 @@ def roll_out(
 
 
 def respond(
-    lm: LanguageModel, asks: Sequence[Ask], ppo: Ppo, *, samples: int, seed: int, label: str
+    lm: LanguageModel, asks: Sequence[Ask], ppo: Ppo, *, samples: int, seed: int
 ) -> tuple[list[Draw], list[Answer]]:
     """Let the policy answer; both results are in the order of prompts and indices."""
     decoding = Decoding(temperature=ppo.temperature, top_k=0, top_p=1.0)
     requests = [Request(ask.prompt.id, ask.ids, samples) for ask in asks]
-    with models.training_precision(lm):
+    with models.training_precision(lm), redirect_stderr(io.StringIO()):
         draws = sampling.sample(
             lm, requests, decoding, max_tokens=ppo.max_tokens, seed=seed, batch_tokens=8192,
-            label=label,
+            label="",
         )  # fmt: skip
     by_id = {ask.prompt.id: ask.prompt for ask in asks}
     answers = [Answer(by_id[d.prompt_id].body(), sampling.text(lm, d), d.finish) for d in draws]
     return draws, answers
+
+
+def score(scorer: Scorer, answers: Sequence[Answer]) -> list[float]:
+    """Return normalised scores, without a bar of their own: the run has one."""
+    with redirect_stderr(io.StringIO()):
+        return reward_model.scores(scorer, answers, label="")
 
 
 @torch.no_grad()
