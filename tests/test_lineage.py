@@ -8,7 +8,7 @@ import time
 
 import pytest
 from ruamel.yaml import YAML
-from tiny_graph import STAGES, environment, ran, runs, shell
+from tiny_graph import STAGES, environment, ran, runs, shell, work_off_queue
 
 
 def parents(folder, store="mlflow.db"):
@@ -338,13 +338,7 @@ def recorded(folder):
 def test_a_queue_of_ablations_on_a_fresh_store_loses_nothing(clean):
     fresh = ["env", f"MLFLOW_TRACKING_URI=sqlite:///{clean}/queue.db"]
     shell(clean, "dvc", "exp", "run", "--queue", "-S", "report.words=3,4,5")
-    shell(clean, *fresh, "dvc", "queue", "start", "-j", "2")
-    for _ in range(240):
-        status = shell(clean, "dvc", "queue", "status").stdout
-        if "Queued" not in status and "Running" not in status:
-            break
-        time.sleep(1)
-    assert status.count("Success") == 3, status
+    assert work_off_queue(clean, *fresh).count("Success") == 3
     found = {p.data.params["report.words"]: (p, c) for p, c in parents(clean, "queue.db").values()}
     assert set(found) == {"3", "4", "5"}
     for parent, children in found.values():

@@ -129,13 +129,9 @@ def test_it_learns_what_is_rewarded_and_unlearns_what_is_punished(roles, tmp_pat
 
 
 def test_base_reference_and_reward_model_do_not_move(tiny, tmp_path):  # properties 13, 16
-    width = tiny.unembedding_VD.shape[1]
-    moved_adapter(tiny, tmp_path / "reward", std=0.3)
-    save_head(tmp_path / "reward", width)
-    tiny.model = tiny.model.unload()
-    models.add_lora(tiny, rank=4, alpha=8, seed=0)
-    reward = reward_model.load(tiny, tmp_path / "reward", name="reward")
-    run = training(Roles(tiny, None, reward, None, HeadValue(width, seed=0)), tmp_path)
+    reward = with_reward(tiny, tmp_path / "reward")
+    value = HeadValue(tiny.unembedding_VD.shape[1], seed=0)
+    run = training(Roles(tiny, None, reward, None, value), tmp_path)
     before = {k: p.detach().clone() for k, p in tiny.model.named_parameters()}
     head = reward.head.weight.detach().clone()
     run.run()
@@ -144,6 +140,15 @@ def test_base_reference_and_reward_model_do_not_move(tiny, tmp_path):  # propert
     assert all(".default." in k for k in moved)
     assert {k for k in before if ".default." in k} == moved
     assert torch.equal(reward.head.weight, head)
+
+
+def with_reward(lm, folder):
+    """Give a model a new policy adapter and a saved reward model beside it."""
+    moved_adapter(lm, folder, std=0.3)
+    save_head(folder, lm.unembedding_VD.shape[1])
+    lm.model = lm.model.unload()
+    models.add_lora(lm, rank=4, alpha=8, seed=0)
+    return reward_model.load(lm, folder, name="reward")
 
 
 def save_head(folder, width):
@@ -160,12 +165,7 @@ def save_head(folder, width):
 def test_the_value_adapter_starts_as_the_reward_model_and_trains_beside_the_policy(
     tiny, tmp_path
 ):  # properties 13, 16, 27
-    width = tiny.unembedding_VD.shape[1]
-    moved_adapter(tiny, tmp_path / "reward", std=0.3)
-    save_head(tmp_path / "reward", width)
-    tiny.model = tiny.model.unload()
-    models.add_lora(tiny, rank=4, alpha=8, seed=0)
-    reward = reward_model.load(tiny, tmp_path / "reward", name="reward")
+    reward = with_reward(tiny, tmp_path / "reward")
     assert isinstance(reward, TrainedReward)
     value = AdapterValue(tiny, tmp_path / "reward", reward.normalise)
     run = training(Roles(tiny, None, reward, None, value), tmp_path, value__learning_rate=1e-3)

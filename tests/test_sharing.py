@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from test_lineage import SYNC, require_complete
-from tiny_graph import environment, ran, shell
+from tiny_graph import environment, ran, shell, work_off_queue
 
 pytestmark = pytest.mark.slow
 
@@ -109,13 +109,7 @@ def test_two_clones_share_a_remote_and_a_server(graph, server, tmp_path):
 
     # Three ablations, two at a time.
     shell(ann, "dvc", "exp", "run", "--queue", "-S", "policies.dpo.beta=0.2,0.4,0.6")
-    shell(ann, *on, "dvc", "queue", "start", "-j", "2")
-    for _ in range(300):
-        status = shell(ann, "dvc", "queue", "status").stdout
-        if "Queued" not in status and "Running" not in status:
-            break
-        time.sleep(1)
-    assert status.count("Success") == 3, status
+    assert work_off_queue(ann, *on).count("Success") == 3
     found = {p.data.params["policies.dpo.beta"]: p for p in pipelines(server)}
     assert set(found) == {"0.1", "0.2", "0.4", "0.6"}
     for beta in ("0.2", "0.4", "0.6"):

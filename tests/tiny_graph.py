@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,20 @@ def shell(folder: Path, *command: str, check: bool = True) -> subprocess.Complet
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done
+
+
+def work_off_queue(folder: Path, *before: str) -> str:
+    """Run the queued experiments, two at a time, and return what `dvc queue status` says at the end.
+
+    It waits for the workers as well: one keeps the environment that it began with.
+    """
+    shell(folder, *before, "dvc", "queue", "start", "-j", "2")
+    for _ in range(600):
+        status = shell(folder, "dvc", "queue", "status").stdout
+        if "0 active, 0 idle" in status:
+            return status
+        time.sleep(0.5)
+    raise AssertionError(status)
 
 
 def ran(output: str) -> set[str]:
