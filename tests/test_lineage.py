@@ -171,6 +171,23 @@ def test_a_lost_store_is_rebuilt_and_a_second_time_changes_nothing(clean):
     assert len(runs(clean, "", "rebuilt.db")) == count
 
 
+def test_what_is_not_in_the_cache_leaves_no_half_of_a_run(clean):
+    store = ["env", f"MLFLOW_TRACKING_URI=sqlite:///{clean}/partial.db"]
+    card = clean / "reports/pipeline.json"
+    cache, aside, kept = clean / ".dvc/cache/files", clean / "aside", card.read_text()
+    cache.rename(aside)
+    card.unlink()  # else the workspace, which has all of it, would be logged
+    try:
+        said = shell(clean, *store, *SYNC).stdout.splitlines()
+    finally:
+        aside.rename(cache)
+        card.write_text(kept)
+    assert said[0].startswith("HEAD was left out: HEAD: reports/")
+    assert said[0].endswith("is not in DVC's cache; `dvc pull` or `dvc repro` brings it")
+    assert said[-1] == "workspace has no finished run"
+    assert runs(clean, "", "partial.db") == []
+
+
 def test_an_experiment_in_a_temporary_copy_logs_to_the_main_store(clean):
     shell(clean, "dvc", "exp", "run", "--temp", "-n", "aside", "-S", "report.samples=2")
     (parent,) = runs(clean, "tags.`dvc.exp_name` = 'aside' and tags.kind = 'pipeline'")

@@ -25,7 +25,7 @@ from stages.lib.tokens import encode_prompt
 P = Ppo.model_validate(
     {
         "algorithm": "ppo", "learns_from": "models/reward", "categories": [], "batch_prompts": 4, "samples": 4,
-        "minibatch_prompts": 2, "microbatch_prompts": 2, "epochs": 2, "max_tokens": 6, "temperature": 1.0,
+        "minibatch_prompts": 2, "microbatch_prompts": 2, "epochs": 2, "max_tokens": 6, "batch_tokens": 4096, "temperature": 1.0,
         "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
         "clip": 0.2, "entropy": 0.0, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "score_clip": None,
         "missing_eos_penalty": 0.0, "value": {"kind": "head", "learning_rate": 1e-2, "clip": 0.2},

@@ -39,17 +39,19 @@ def sync(found: list[Revision]) -> dict[str, str]:
 
 def _one(connection: Store, revision: Revision) -> str:
     card = json.loads(revision.read("reports/pipeline.json"))
+    # All of it is read before anything is logged: what is not at hand leaves no half of a run.
+    found = [json.loads(revision.read(revisions.record(stage))) for stage in card["stages"]]
+    settings = YAML(typ="safe").load(revision.read("params.yaml"))
+    artifacts = {Path(path).name: revision.read(path) for path in card["artifacts"]}
     where = f"tags.`plumbline.config` = '{card['config']}'"
     with store.locked():
         known = connection.runs(where)
         if any(run.data.tags.get("plumbline.complete") == "true" for run in known):
             return "is there already"
         parent = known[0].info.run_id if known else _parent(connection, revision, card)
-        found = [json.loads(revision.read(revisions.record(stage))) for stage in card["stages"]]
-        settings = YAML(typ="safe").load(revision.read("params.yaml"))
         pipeline.fill(connection, parent, card["config"], found, settings)
-        for path in card["artifacts"]:
-            connection.client.log_text(parent, revision.read(path), Path(path).name)
+        for name, text in artifacts.items():
+            connection.client.log_text(parent, text, name)
         connection.client.set_tag(parent, "plumbline.complete", "true")
         connection.client.set_terminated(parent, "FINISHED")
     return f"was logged with {len(found)} stages"

@@ -52,6 +52,8 @@ class Ppo(Strict):
     """Passes over the completions of a step."""
     max_tokens: Annotated[int, Field(ge=1)]
     """Of a completion."""
+    batch_tokens: Annotated[int, Field(ge=1)]
+    """Tokens in memory at once while it samples."""
     temperature: Annotated[float, Field(gt=0)]
     """Of sampling, and of every log-probability here."""
     lora_rank: Annotated[int, Field(ge=1)]

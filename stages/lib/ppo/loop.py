@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -39,7 +38,7 @@ class Progress:
     step: int = 0
     beta: float = 0.0
     stopped_by: Rule | None = None
-    watch: dict[str, Any] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
     rows: list[dict[str, float]] = field(default_factory=list)
     """Curves, one row a step."""
     looks: list[dict[str, float]] = field(default_factory=list)
@@ -93,7 +92,6 @@ class Training:
             for own, rate in both
         ]
         self.progress = Progress(beta=ppo.kl.beta)
-        self.watch = Watch()
 
     def run(self) -> Progress:
         """Train until a rule stops it; return what happened, with one row of curves a step."""
@@ -135,7 +133,7 @@ class Training:
             seen["monitor"] = statistics.fmean(monitor)
         tracking.curve(seen, self.progress.step)
         self.progress.looks.append({"step": float(self.progress.step), **seen})
-        return self.watch.evaluated(Look(proxy, monitor), self.ppo.stop)
+        return self.progress.watch.evaluated(Look(proxy, monitor), self.ppo.stop)
 
     def _by_prompt(
         self, scorer: reward_model.Scorer, answers: Sequence[reward_model.Answer]
@@ -283,7 +281,6 @@ class Training:
         if self.processes.rank:
             return
         name = f"checkpoint-{self.progress.step}"
-        self.progress.watch = asdict(self.watch)
         with files.whole_folder(self.checkpoints / name) as folder:
             for kind, own in (("policy", self.policy), ("value", self.value)):
                 plain = {k: p.detach().cpu().contiguous() for k, p in own.items()}
@@ -308,8 +305,8 @@ class Training:
         moments = torch.load(folder / "optimisers.pt", weights_only=True)
         for optimiser, state in zip(self.optimisers, moments, strict=True):
             optimiser.load_state_dict(state)
-        self.progress = Progress(**files.read_json(folder / "progress.json"))
-        self.watch = Watch(**self.progress.watch)
+        plain = files.read_json(folder / "progress.json")
+        self.progress = Progress(**{**plain, "watch": Watch(**plain["watch"])})
         for row in (*self.progress.rows, *self.progress.looks):
             tracking.curve({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
 

@@ -121,8 +121,8 @@ def respond(
     requests = [Request(ask.prompt.id, ask.ids, samples) for ask in asks]
     with models.training_precision(lm), redirect_stderr(io.StringIO()):
         draws = sampling.sample(
-            lm, requests, decoding, max_tokens=ppo.max_tokens, seed=seed, batch_tokens=8192,
-            label="",
+            lm, requests, decoding, max_tokens=ppo.max_tokens, seed=seed,
+            batch_tokens=ppo.batch_tokens, label="",
         )  # fmt: skip
     by_id = {ask.prompt.id: ask.prompt for ask in asks}
     answers = [Answer(by_id[d.prompt_id].body(), sampling.text(lm, d), d.finish) for d in draws]
