@@ -174,7 +174,9 @@ def test_a_lost_store_is_rebuilt_and_a_second_time_changes_nothing(clean):
 def test_what_is_not_in_the_cache_leaves_no_half_of_a_run(clean):
     store = ["env", f"MLFLOW_TRACKING_URI=sqlite:///{clean}/partial.db"]
     card = clean / "reports/pipeline.json"
-    cache, aside, kept = clean / ".dvc/cache/files", clean / "aside", card.read_text()
+    md5 = recorded(clean)["outs"]["reports/runs/pairs.json"]
+    cache, aside = clean / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}", clean / "aside"
+    kept = card.read_text()
     cache.rename(aside)
     card.unlink()  # else the workspace, which has all of it, would be logged
     try:
@@ -182,8 +184,10 @@ def test_what_is_not_in_the_cache_leaves_no_half_of_a_run(clean):
     finally:
         aside.rename(cache)
         card.write_text(kept)
-    assert said[0].startswith("HEAD was left out: HEAD: reports/")
-    assert said[0].endswith("is not in DVC's cache; `dvc pull` or `dvc repro` brings it")
+    assert said[0] == (
+        "HEAD was left out: HEAD: reports/runs/pairs.json is not in DVC's cache; "
+        "`dvc pull` or `dvc repro` brings it"
+    )
     assert said[-1] == "workspace has no finished run"
     assert runs(clean, "", "partial.db") == []
 
