@@ -1,10 +1,12 @@
 """Train one policy as an adapter on the quantised base, by its algorithm.
 
-    python -m stages.align dpo models/base data/pairs models/policies/dpo \
-        reports/align/dpo.json reports/align/dpo.csv
+    python -m stages.align dpo models/base models/base data/pairs data/pairs \
+        models/policies/dpo reports/align/dpo.json reports/align/dpo.csv
 
 Reads   models/base       the base that the adapter is for
+        models/base       or the policy that `policies.<name>.starts_from` names
         data/pairs        or whatever else `policies.<name>.learns_from` says
+        data/prompts      or whatever `policies.<name>.prompts` says
 Writes  models/policies/<name>    adapter, and policy.json that says what it is
         metrics (JSON) and curves (CSV, one row a step)
 Params  policies.<name>, base, seed
@@ -15,12 +17,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib.algorithms import dpo, none
+from stages.lib.algorithms import dpo, none, ppo, rloo, sft
+from stages.lib.algorithms.task import Task
 from stages.lib.base import Base
 from stages.lib.runtime import entry, files, tracking
 
-Policy = Annotated[none.NoTraining | dpo.Dpo, Field(discriminator="algorithm")]
-ALGORITHMS = {"none": none.train, "dpo": dpo.train}
+Policy = Annotated[
+    none.NoTraining | sft.Sft | dpo.Dpo | rloo.Rloo | ppo.Ppo, Field(discriminator="algorithm")
+]
+ALGORITHMS = {
+    "none": none.train,
+    "sft": sft.train,
+    "dpo": dpo.train,
+    "rloo": rloo.train,
+    "ppo": ppo.train,
+}
 
 
 def run(
@@ -30,16 +41,17 @@ def run(
     *,
     name: str,
     base_folder: Path,
+    starts_from: Path,
     data: Path,
+    prompts: Path,
     out: Path,
     metrics: Path,
     curves: Path,
 ) -> dict[str, float]:
     """Train policy `name`, write its adapter, and return its metrics."""
     with files.whole_folder(out) as folder:
-        result = ALGORITHMS[policy.algorithm](
-            policy, base, seed, base_folder=base_folder, data=data, out=folder, curves=curves
-        )
+        task = Task(base, seed, base_folder, starts_from, data, prompts, folder, curves)
+        result = ALGORITHMS[policy.algorithm](policy, task)
         files.write_json(folder / "policy.json", {"name": name, **policy.model_dump()})
     files.write_json(metrics, result)
     tracking.made(name, policy.model_dump())

@@ -21,6 +21,7 @@ from pydantic import Field
 from stages.lib import answering, refusals, reward_model, scorers, toxicity
 from stages.lib.answering import Answered
 from stages.lib.base import Base
+from stages.lib.order import by_hash
 from stages.lib.records import Evaluated, Name, Prompt
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.schema import Refusal, Strict
@@ -121,7 +122,7 @@ def choose(available: Sequence[Prompt], name: str, one: PromptSet) -> list[Promp
             f"{len(fitting)} "
             f"prompts of {', '.join(one.categories)}; ask for fewer or raise prompts.shares.test"
         )
-    return sorted(fitting, key=lambda p: answering.order(p.id))[: one.prompts]
+    return sorted(fitting, key=lambda p: by_hash(p.id))[: one.prompts]
 
 
 def score_by_text(evaluate: Evaluate, words: Path, texts: list[str]) -> dict[str, list[float]]:
@@ -142,11 +143,10 @@ def score_by_reward(
     if not asked:
         return result
     texts = [answered[i].as_answer() for i in asked]
-    reward = reward_model.load(subject.reference, folder, name="reward")
+    reward, monitor = reward_model.load_both(subject.reference, folder)
     scores = reward_model.scores(reward, texts, label="reward")
     watched: list[float | None] = [None] * len(asked)
-    if (folder / "monitor").is_dir():
-        monitor = reward_model.load(subject.reference, folder / "monitor", name="monitor")
+    if monitor:
         watched = list(reward_model.scores(monitor, texts, label="monitor"))
     for i, score, watch in zip(asked, scores, watched, strict=True):
         result[i] = (round(score, 5), None if watch is None else round(watch, 5))

@@ -32,6 +32,37 @@ def tiny(tiny_folder, full_precision):
     return models.load(tiny_folder, full_precision)
 
 
+@pytest.fixture
+def sft_task(tiny_folder, full_precision, tmp_path, monkeypatch):
+    """A training on forty demonstrations that starts from the base."""
+    from tiny_online import demonstration, write_prompts
+
+    from stages.lib.algorithms.task import Task
+    from stages.lib.runtime import files
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    files.write_lines(tmp_path / "demos.jsonl", [demonstration(n) for n in range(40)])
+    (tmp_path / "sft").mkdir()
+    where = write_prompts(tmp_path / "prompts"), tmp_path / "sft", tmp_path / "sft.csv"
+    return Task(full_precision, 1, tiny_folder, tiny_folder, tmp_path / "demos.jsonl", *where)
+
+
+@pytest.fixture
+def after_sft(sft_task, tmp_path):
+    """A training on a reward model that starts from the policy which learned from them."""
+    from dataclasses import replace
+
+    from tiny_online import SFT, write_reward
+
+    from stages.lib.algorithms import sft
+
+    sft.train(SFT, sft_task)
+    reward = write_reward(tmp_path / "reward", sft_task.base_folder, sft_task.base)
+    (tmp_path / "out").mkdir()
+    where = {"out": tmp_path / "out", "curves": tmp_path / "o.csv"}
+    return replace(sft_task, starts_from=tmp_path / "sft", data=reward, **where)
+
+
 @pytest.fixture(scope="session")
 def graph(tmp_path_factory):
     """A workspace in which `dvc repro` has run once, and what it printed; leave it as it was."""

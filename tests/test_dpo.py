@@ -20,7 +20,7 @@ from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Refusal
 
 P = dpo.Dpo(
-    algorithm="dpo", learns_from="data/pairs", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
+    algorithm="dpo", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
     lora_alpha=8, learning_rate=5e-3, warmup=0.0, epochs=2, batch_prompts=8, max_pairs_per_prompt=3,
     max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip
@@ -42,7 +42,8 @@ def data(tmp_path):
 
 def train(policy, base, tiny_folder, data, out, seed=0):
     return align.run(
-        policy, base, seed, name="dpo", base_folder=tiny_folder, data=data, out=out,
+        policy, base, seed, name="dpo", base_folder=tiny_folder, starts_from=tiny_folder, data=data,
+        prompts=data, out=out,
         metrics=out.with_suffix(".json"), curves=out.with_suffix(".csv"),
     )  # fmt: skip
 
@@ -293,7 +294,13 @@ def test_a_pair_of_the_same_tokens_is_refused(tiny):
 def test_no_training_writes_a_policy_without_an_adapter(tiny_folder, full_precision, tmp_path):
     from stages.lib.algorithms.none import NoTraining
 
-    policy = NoTraining(algorithm="none", learns_from="models/base", quantised=False)
+    policy = NoTraining(
+        algorithm="none",
+        starts_from="models/base",
+        learns_from="models/base",
+        prompts="models/base",
+        quantised=False,
+    )
     found = train(policy, full_precision, tiny_folder, tiny_folder, tmp_path / "baseline")
     assert found["steps"] == 0
     assert sorted(p.name for p in Path(tmp_path / "baseline").iterdir()) == ["policy.json"]

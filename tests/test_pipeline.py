@@ -123,7 +123,7 @@ def test_an_experiment_reruns_what_it_changes_and_its_parent_is_complete(clean):
     )
     assert refused.returncode == 1
     assert refused.stderr.strip() == (
-        "Refusal: --baseline nobody: no such policy; there are baseline, dpo, unquantised, closer/dpo"
+        "Refusal: --baseline nobody: no such policy; there are baseline, dpo, ppo, unquantised, closer/dpo"
     )
 
 
@@ -155,7 +155,7 @@ def test_a_changed_parameter_of_one_policy_reruns_only_that_policy(graph):  # pr
         (
             ("algorithm: dpo ", "algorithm: dop "),
             "align@dpo",
-            "ParamError: params.yaml: policies.dpo.algorithm must be one of 'none', 'dpo', not 'dop'",
+            "ParamError: params.yaml: policies.dpo.algorithm must be one of 'none', 'sft', 'dpo', 'rloo', 'ppo', not 'dop'",
         ),
         (
             ("prompts: 24 ", "prompts: 900 "),

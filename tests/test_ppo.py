@@ -8,23 +8,23 @@ import math
 import pytest
 import torch
 from tiny_model import moved_adapter
+from tiny_online import LOOKS, Planted, asks, write_head, write_prompts, write_reward
 
 from stages.lib import likelihood, models, reward_model
-from stages.lib.ppo import algorithm, loop, rollouts
+from stages.lib.algorithms import ppo
+from stages.lib.algorithms.task import Task
+from stages.lib.ppo import loop, rollouts
 from stages.lib.ppo.advantages import alone
 from stages.lib.ppo.knobs import Ppo
 from stages.lib.ppo.loop import ALONE, Training
-from stages.lib.ppo.rollouts import Ask, Roles
+from stages.lib.ppo.rollouts import Reference, Roles
 from stages.lib.ppo.values import AdapterValue, HeadValue
-from stages.lib.records import Prompt
-from stages.lib.reward_model import Head, Normaliser, TrainedReward
-from stages.lib.runtime import files
+from stages.lib.reward_model import TrainedReward
 from stages.lib.runtime.schema import Refusal
-from stages.lib.tokens import encode_prompt
 
 P = Ppo.model_validate(
     {
-        "algorithm": "ppo", "learns_from": "models/reward", "categories": [], "batch_prompts": 4, "samples": 4,
+        "algorithm": "ppo", "starts_from": "models/base", "learns_from": "models/reward", "prompts": "data/prompts", "categories": [], "batch_prompts": 4, "samples": 4,
         "minibatch_prompts": 2, "microbatch_prompts": 2, "epochs": 2, "max_tokens": 6, "batch_tokens": 4096, "temperature": 1.0,
         "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
         "clip": 0.2, "entropy": 0.0, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "score_clip": None,
@@ -48,38 +48,16 @@ def but(knobs, **changes):
     return Ppo.model_validate(plain)
 
 
-class Planted:
-    """Rewards each occurrence of a letter; the larger `sign`, the more is liked."""
-
-    normalise = Normaliser(0.0, 1.0)
-
-    def __init__(self, letter="e", sign=1.0):
-        self.letter, self.sign = letter, sign
-
-    def raw(self, answers, *, label):
-        return [self.sign * a.text.count(self.letter) for a in answers]
-
-
-def asks(
-    lm, texts=("He said", "The old dog went", "She", "They had a long story of", "Once", "In it")
-):
-    prompts = [
-        Prompt(id=f"p{n}", cluster=f"p{n}", category="insult", role="align", form="continuation", source="t", text=t)
-        for n, t in enumerate(texts)
-    ]  # fmt: skip
-    return [Ask(p, encode_prompt(lm, p.body())) for p in prompts]
-
-
 @pytest.fixture
 def roles(tiny):
     models.add_lora(tiny, rank=4, alpha=8, seed=0)
     width = tiny.unembedding_VD.shape[1]
-    return Roles(tiny, None, Planted(), Planted(), HeadValue(width, seed=0))
+    return Roles(tiny, Reference(tiny, None), Planted(), Planted(), HeadValue(width, seed=0))
 
 
 def training(roles, tmp_path, knobs=P, seed=0, **changes):
     given = asks(roles.lm)
-    held_out = asks(roles.lm, ("A", "We all know", "Then"))
+    held_out = asks(roles.lm, LOOKS)
     return Training(
         roles, but(knobs, **changes), given, held_out, seed=seed, checkpoints=tmp_path / "ck", processes=ALONE
     )  # fmt: skip
@@ -104,7 +82,9 @@ def test_the_ratio_of_the_first_update_is_one(tiny_folder, full_precision, tmp_p
     base = full_precision.model_copy(update={"dtype": dtype, "quantisation": "nf4"})
     lm = models.load(tiny_folder, base)
     moved_adapter(lm, tmp_path / "moved", std=0.3)  # a policy that is not its reference
-    roles = Roles(lm, None, Planted(), None, HeadValue(lm.unembedding_VD.shape[1], seed=0))
+    roles = Roles(
+        lm, Reference(lm, None), Planted(), None, HeadValue(lm.unembedding_VD.shape[1], seed=0)
+    )
     run = training(roles, tmp_path, temperature=0.7, minibatch_prompts=4, epochs=1)
     rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
     assert torch.cat([p.k1_N for p in rollout.parts]).abs().max() > 0.01
@@ -119,19 +99,22 @@ def test_the_ratio_of_the_first_update_is_one(tiny_folder, full_precision, tmp_p
 def test_it_learns_what_is_rewarded_and_unlearns_what_is_punished(roles, tmp_path, sign):  # 31
     roles = dataclasses.replace(roles, reward=Planted(sign=sign), monitor=Planted(sign=sign))
     larger = {"batch_prompts": 6, "minibatch_prompts": 3, "microbatch_prompts": 3, "samples": 16}
-    run = training(roles, tmp_path, stop__max_steps=30, look__every=30, look__samples=8, **larger)
+    run = training(
+        roles, tmp_path, stop__max_steps=60, look__every=60, look__samples=32, learning_rate=2e-2,
+        kl__beta=0.0, **larger,
+    )  # fmt: skip
     done = run.run()
     assert done.stopped_by == "max_steps"
     before, after = done.looks[0]["proxy"], done.looks[-1]["proxy"]
-    assert after > before + 0.3 * abs(before)
+    assert after > before + 0.25 * abs(before)
     assert done.rows[-1]["kl_sequence"] > 0.5
-    assert done.rows[-1]["learning_rate"] == pytest.approx(P.learning_rate / 30)  # property 30
+    assert done.rows[-1]["learning_rate"] == pytest.approx(2e-2 / 60)  # property 30
 
 
 def test_base_reference_and_reward_model_do_not_move(tiny, tmp_path):  # properties 13, 16
     reward = with_reward(tiny, tmp_path / "reward")
     value = HeadValue(tiny.unembedding_VD.shape[1], seed=0)
-    run = training(Roles(tiny, None, reward, None, value), tmp_path)
+    run = training(Roles(tiny, Reference(tiny, None), reward, None, value), tmp_path)
     before = {k: p.detach().clone() for k, p in tiny.model.named_parameters()}
     head = reward.head.weight.detach().clone()
     run.run()
@@ -145,21 +128,10 @@ def test_base_reference_and_reward_model_do_not_move(tiny, tmp_path):  # propert
 def with_reward(lm, folder):
     """Give a model a new policy adapter and a saved reward model beside it."""
     moved_adapter(lm, folder, std=0.3)
-    save_head(folder, lm.unembedding_VD.shape[1])
+    write_head(folder, lm.unembedding_VD.shape[1])
     lm.model = lm.model.unload()
     models.add_lora(lm, rank=4, alpha=8, seed=0)
     return reward_model.load(lm, folder, name="reward")
-
-
-def save_head(folder, width):
-    from safetensors.torch import save_file
-
-    save_file(
-        {k: v.contiguous() for k, v in Head(width, seed=3).state_dict().items()},
-        folder / "head.safetensors",
-    )
-    files.write_json(folder / "normaliser.json", {"mean": 0.1, "std": 0.5})
-    files.write_json(folder / "reward.json", {"max_tokens": 64})
 
 
 def test_the_value_adapter_starts_as_the_reward_model_and_trains_beside_the_policy(
@@ -167,8 +139,10 @@ def test_the_value_adapter_starts_as_the_reward_model_and_trains_beside_the_poli
 ):  # properties 13, 16, 27
     reward = with_reward(tiny, tmp_path / "reward")
     assert isinstance(reward, TrainedReward)
-    value = AdapterValue(tiny, tmp_path / "reward", reward.normalise)
-    run = training(Roles(tiny, None, reward, None, value), tmp_path, value__learning_rate=1e-3)
+    value = AdapterValue(tiny, tmp_path / "reward", reward)
+    run = training(
+        Roles(tiny, Reference(tiny, None), reward, None, value), tmp_path, value__learning_rate=1e-3
+    )
     rollout = rollouts.roll_out(run.roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
     part = rollout.parts[0]
     # The value before the last token is the reward model's score of the text up to there.
@@ -224,7 +198,11 @@ def test_an_entropy_bonus_raises_entropy_and_none_changes_nothing(
         lm = models.load(tiny_folder, full_precision)
         models.add_lora(lm, rank=4, alpha=8, seed=0)
         roles = Roles(
-            lm, None, Planted(sign=0.0), None, HeadValue(lm.unembedding_VD.shape[1], seed=0)
+            lm,
+            Reference(lm, None),
+            Planted(sign=0.0),
+            None,
+            HeadValue(lm.unembedding_VD.shape[1], seed=0),
         )
         run = training(roles, tmp_path / str(weight), entropy=weight, kl__beta=0.0)
         ends[weight] = [row["entropy"] for row in run.run().rows]
@@ -243,7 +221,13 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_figures(
     def fresh(folder):
         lm = models.load(tiny_folder, full_precision)
         models.add_lora(lm, rank=4, alpha=8, seed=0)
-        roles = Roles(lm, None, Planted(), Planted(), HeadValue(lm.unembedding_VD.shape[1], seed=0))
+        roles = Roles(
+            lm,
+            Reference(lm, None),
+            Planted(),
+            Planted(),
+            HeadValue(lm.unembedding_VD.shape[1], seed=0),
+        )
         return training(
             roles, folder, stop__max_steps=8, kl__target=0.5, stop__target=50.0, stop__smoothing=0.5
         )
@@ -286,7 +270,7 @@ def test_a_target_that_is_reached_stops(roles, tmp_path):  # property 33
 def test_every_pass_takes_every_prompt_once_and_two_processes_share_a_step(roles, tmp_path):
     run = training(roles, tmp_path)
     seen = [ask.prompt.id for step in range(3) for ask in run._batch(step)]  # 12 of 6 prompts
-    assert sorted(seen[:6]) == sorted(seen[6:]) == [f"p{n}" for n in range(6)]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == [f"align{n}" for n in range(6)]
     assert seen[:6] != seen[6:]
     parts = []
     for rank in (0, 1):
@@ -309,29 +293,20 @@ def test_figures_of_a_rollout(roles, tmp_path):  # property 20
     assert second["kl_sequence_se"] > 0
 
 
-def test_the_algorithm_writes_adapter_curves_and_metrics(
-    tiny, tiny_folder, full_precision, tmp_path, monkeypatch
-):
+@pytest.fixture
+def task(tiny_folder, full_precision, tmp_path, monkeypatch):
+    """A training that starts from the base, on a saved reward model and prompts."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    for folder in (tmp_path / "reward", tmp_path / "reward/monitor"):
-        lm = models.load(tiny_folder, full_precision)
-        moved_adapter(lm, folder, std=0.3)
-        save_head(folder, lm.unembedding_VD.shape[1])
-    words = ("insult", "neutral")
-    for split, role, count in (("train", "align", 8), ("validation", "validation", 6)):
-        rows = [
-            Prompt(id=f"{role}{n}", cluster=f"{role}{n}", category=words[n % 2], role=role, source="t",
-                   form="continuation", text=f"Number {n} said to {role}")
-            for n in range(count)
-        ]  # fmt: skip
-        files.write_lines(tmp_path / f"prompts/{split}.jsonl", rows)
     (tmp_path / "out").mkdir()
-    given = {
-        "base_folder": tiny_folder, "data": tmp_path / "reward", "prompts": tmp_path / "prompts",
-        "out": tmp_path / "out", "curves": tmp_path / "ppo.csv",
-    }  # fmt: skip
+    reward = write_reward(tmp_path / "reward", tiny_folder, full_precision)
+    prompts = write_prompts(tmp_path / "prompts")
+    where = tmp_path / "out", tmp_path / "ppo.csv"
+    return Task(full_precision, 1, tiny_folder, tiny_folder, reward, prompts, *where)
+
+
+def test_the_algorithm_writes_adapter_curves_and_metrics(task, tmp_path):
     knobs = but(P, categories=["insult"], stop__max_steps=3)
-    found = algorithm.train(knobs, full_precision, 1, **given)
+    found = ppo.train(knobs, task)
     assert found["steps"] == found["stopped_by/max_steps"] * 3
     assert found["completions"] == 3 * 4 * 4
     assert {"proxy_before", "proxy_after", "monitor_before", "monitor_after"} <= found.keys()
@@ -339,7 +314,8 @@ def test_the_algorithm_writes_adapter_curves_and_metrics(
     assert [float(row["step"]) for row in rows] == [0, 1, 2, 3]
     assert rows[0]["score"] == "nan"  # before the first rollout there is an evaluation only
     assert float(rows[0]["proxy"]) == pytest.approx(found["proxy_before"], rel=1e-5)
-    models.load_adapter(models.load(tiny_folder, full_precision), tmp_path / "out", name="policy")
+    lm = models.load(task.base_folder, task.base)
+    models.load_adapter(lm, tmp_path / "out", name="policy")
     assert not list(tmp_path.glob(".cache/checkpoints/*"))
     with pytest.raises(Refusal, match="4 prompts of role align and 3 of role validation"):
-        algorithm.train(but(knobs, look__prompts=4), full_precision, 1, **given)
+        ppo.train(but(knobs, look__prompts=4), task)

@@ -34,11 +34,12 @@ def test_only_a_completion_without_eos_is_penalised():  # property 4
     assert found.tolist() == [1.0, 1.0]
 
 
-def test_scores_are_clipped_alike_on_both_sides_and_their_share_is_told():  # property 24
+def test_scores_are_clipped_alike_on_both_sides_and_told():  # property 24
     ended = torch.ones(4, dtype=torch.bool)
     scores = tensor([-5.0, -1.0, 1.0, 5.0])
-    found, share = advantages.shaped_scores(scores, ended, clip=2.0, missing_eos_penalty=0.0)
-    assert (found.tolist(), share) == ([-2.0, -1.0, 1.0, 2.0], 0.5)
+    found, clipped = advantages.shaped_scores(scores, ended, clip=2.0, missing_eos_penalty=0.0)
+    assert found.tolist() == [-2.0, -1.0, 1.0, 2.0]
+    assert clipped.tolist() == [True, False, False, True]
     other, _ = advantages.shaped_scores(-scores, ended, clip=2.0, missing_eos_penalty=0.0)
     assert torch.equal(other, -found)
 
@@ -117,9 +118,9 @@ def test_two_processes_whiten_as_one():
 
 def test_explained_variance_is_one_of_a_perfect_value_and_zero_of_a_constant():
     returns = tensor([1.0, 2.0, 3.0, 4.0])
-    assert advantages.explained_variance(returns, returns) == 1.0
-    assert advantages.explained_variance(torch.full((4,), 2.5), returns) == 0.0
-    assert math.isnan(advantages.explained_variance(returns, torch.ones(4)))
+    assert advantages.explained_variance(returns, returns, alone) == 1.0
+    assert advantages.explained_variance(torch.full((4,), 2.5), returns, alone) == 0.0
+    assert math.isnan(advantages.explained_variance(returns, torch.ones(4), alone))
 
 
 def test_the_policy_loss_worked_by_hand_is_clipped_in_the_pessimistic_direction_only():  # 26

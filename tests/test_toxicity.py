@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic_evaluations import row
 
-from stages.lib import toxicity
+from stages.lib import diversity, toxicity
 from stages.lib.records import Evaluated
 from stages.lib.runtime.files import RecordError
 from stages.lib.statistics import bootstrap_mean, cluster_resamples
@@ -68,19 +68,19 @@ def test_expected_maximum_grows_with_completions_and_the_share_does_not():
 def test_distinct_ngrams_equal_the_values_worked_by_hand():
     # "a b a" and "a b": words a b a a b, 2 of 5 distinct; bigrams ab ba ab, 2 of 3; trigram aba
     texts = ["a b a", "a b"]
-    assert [toxicity.distinct(texts, n) for n in (1, 2, 3)] == [2 / 5, 2 / 3, 1.0]
+    assert [diversity.distinct(texts, n) for n in (1, 2, 3)] == [2 / 5, 2 / 3, 1.0]
 
 
 def test_no_ngram_reaches_across_two_completions():
-    assert toxicity.ngrams("a b c", 2) == [("a", "b"), ("b", "c")]
-    assert math.isnan(toxicity.distinct(["a", "b"], 2))
+    assert diversity.ngrams("a b c", 2) == [("a", "b"), ("b", "c")]
+    assert math.isnan(diversity.distinct(["a", "b"], 2))
 
 
 def test_repeats_are_counted_within_a_completion_and_duplicates_between_them():
     # "x x x x x" has two 4-grams, one of them seen before; the other text has one of its own
-    assert toxicity.repeated(["x x x x x", "a b c d"], 4) == pytest.approx(1 / 3)
-    assert toxicity.repeated(["a b c d", "a b c d"], 4) == 0
-    assert toxicity.duplicates(["a b", " a b\n", "c", ""]) == 1 / 4
+    assert diversity.repeated(["x x x x x", "a b c d"], 4) == pytest.approx(1 / 3)
+    assert diversity.repeated(["a b c d", "a b c d"], 4) == 0
+    assert diversity.duplicates(["a b", " a b\n", "c", ""]) == 1 / 4
 
 
 def test_perplexity_equals_the_values_worked_by_hand_and_nothing_is_dropped():

@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 STAGES = {
     "fetch@base", "prompts", "sample@base", "rank@valence", "rank@words", "rank@judge", "pairs", "reward",
-    "align@baseline", "align@unquantised", "align@dpo",
-    "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "report",
+    "align@baseline", "align@unquantised", "align@dpo", "align@ppo",
+    "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo", "report",
 }  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """A policy answers prompts, and how far each answer is from what the base would have said."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +143,3 @@ def drift(
         temperature=temperature,
         count=len(sequences),
     )
-
-
-def order(prompt_id: str) -> str:
-    """Return a prompt's place in the order in which sets are filled: a hash of its id."""
-    return hashlib.sha256(prompt_id.encode()).hexdigest()

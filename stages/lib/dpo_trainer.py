@@ -73,7 +73,7 @@ class GroupedDPOTrainer(DPOTrainer):
             train_dataset=Dataset.from_dict({"index": list(range(len(groups)))}),
             data_collator=self._collate,
             processing_class=lm.tokenizer,
-            peft_config=models.lora_config(rank=policy.lora_rank, alpha=policy.lora_alpha),
+            peft_config=models.missing_adapter(lm, rank=policy.lora_rank, alpha=policy.lora_alpha),
             callbacks=[training.Curves()],
         )
         lm.model = models.trainable(self.model)

@@ -187,6 +187,11 @@ def lora_config(*, rank: int, alpha: int) -> LoraConfig:
     )
 
 
+def missing_adapter(lm: LanguageModel, *, rank: int, alpha: int) -> LoraConfig | None:
+    """Return the adapter that TRL is to attach; None where the model has one to go on from."""
+    return None if isinstance(lm.model, PeftModel) else lora_config(rank=rank, alpha=alpha)
+
+
 def trainable(model: PeftModel) -> PeftModel:
     """Make a model with a new adapter ready to train under `training_precision`.
 
@@ -221,22 +226,20 @@ def add_lora(lm: LanguageModel, *, rank: int, alpha: int, seed: int) -> Language
     return lm
 
 
+def continue_adapter(lm: LanguageModel, folder: Path) -> LanguageModel:
+    """Attach a copy of a saved adapter as the trainable adapter named `default`."""
+    _attach(lm, folder, name="default", trainable=True)
+    lm.model = trainable(lm.model)
+    return lm
+
+
 def load_adapter(lm: LanguageModel, folder: Path, *, name: str) -> LanguageModel:
     """Attach a saved adapter, frozen, beside those the model has already.
 
     Raises:
         ModelError: the folder holds no adapter, or one that does not fit this base.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: holds no adapter (no adapter_config.json)")
-    try:
-        if isinstance(lm.model, PeftModel):
-            lm.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-        else:
-            lm.model = PeftModel.from_pretrained(lm.model, str(folder), adapter_name=name)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: this adapter does not fit {lm.folder}: {reason}") from None
+    _attach(lm, folder, name=name, trainable=False)
     # In the model's own precision nothing needs autocast, and the products are those of training.
     dtype = lm.model.get_input_embeddings().weight.dtype
     for key, parameter in lm.model.named_parameters():
@@ -244,6 +247,20 @@ def load_adapter(lm: LanguageModel, folder: Path, *, name: str) -> LanguageModel
             parameter.data = parameter.data.to(dtype)
     lm.model.eval()
     return lm
+
+
+def _attach(lm: LanguageModel, folder: Path, *, name: str, trainable: bool) -> None:
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder}: holds no adapter (no adapter_config.json)")
+    how = {"adapter_name": name, "is_trainable": trainable}
+    try:
+        if isinstance(lm.model, PeftModel):
+            lm.model.load_adapter(str(folder), **how)
+        else:
+            lm.model = PeftModel.from_pretrained(lm.model, str(folder), **how)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: this adapter does not fit {lm.folder}: {reason}") from None
 
 
 @contextmanager

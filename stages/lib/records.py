@@ -55,6 +55,12 @@ class SourcePrompt(Strict):
         return "\n".join(f"{m.role}: {m.content}" for m in self.messages or [])
 
 
+class Demonstration(SourcePrompt):
+    """A prompt with the answer that a model should learn to give."""
+
+    answer: Text
+
+
 class Prompt(SourcePrompt):
     """A prompt with the role that the split gave it."""
 

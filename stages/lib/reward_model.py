@@ -58,15 +58,19 @@ def last_states(lm: LanguageModel, sequences: Sequence[TokenSequence]) -> Tensor
 
 
 @torch.no_grad()
-def last_states_of(lm: LanguageModel, sequences: Sequence[TokenSequence], *, label: str) -> Tensor:
+def last_states_of(
+    lm: LanguageModel, sequences: Sequence[TokenSequence], *, label: str | None
+) -> Tensor:
     """Return `last_states` of any number of sequences, in batches, under a progress bar.
 
-    On the CPU and in float32.
+    On the CPU and in float32. No bar where `label` is None.
     """
     states_BD = torch.zeros(len(sequences), lm.unembedding_VD.shape[1])
     with (
         models.training_precision(lm),
-        tqdm(total=len(sequences), desc=label, unit="text", mininterval=1) as bar,
+        tqdm(
+            total=len(sequences), desc=label, unit="text", mininterval=1, disable=label is None
+        ) as bar,
     ):
         for batch in batches_by_prompt(sequences, batch_tokens=4096):
             some = [sequences[i] for i in batch]
@@ -135,12 +139,12 @@ class Scorer(Protocol):
 
     normalise: Normaliser
 
-    def raw(self, answers: Sequence[Answer], *, label: str) -> list[float]:
+    def raw(self, answers: Sequence[Answer], *, label: str | None) -> list[float]:
         """Return each answer's score as the model gives it; differences are log-odds."""
         ...
 
 
-def scores(scorer: Scorer, answers: Sequence[Answer], *, label: str) -> list[float]:
+def scores(scorer: Scorer, answers: Sequence[Answer], *, label: str | None) -> list[float]:
     """Return each answer's normalised score: mean 0, standard deviation 1 on the base's own."""
     return [scorer.normalise(score) for score in scorer.raw(answers, label=label)]
 
@@ -158,7 +162,7 @@ class TrainedReward:
     normalise: Normaliser
 
     @torch.no_grad()
-    def raw(self, answers: Sequence[Answer], *, label: str) -> list[float]:
+    def raw(self, answers: Sequence[Answer], *, label: str | None) -> list[float]:
         """Return each answer's score; the same whatever batch it is in."""
         sequences = [
             encode(
@@ -190,7 +194,7 @@ class ClassifierReward:
         made.normalise = Normaliser.fit(made.raw(normal, label="normaliser"))
         return made
 
-    def raw(self, answers: Sequence[Answer], *, label: str) -> list[float]:
+    def raw(self, answers: Sequence[Answer], *, label: str | None) -> list[float]:
         """Return each answer's logit, larger better."""
         from stages.lib.classifier import Classifier
 
@@ -245,3 +249,10 @@ def load(lm: LanguageModel, folder: Path, *, name: str) -> Scorer:
         files.read_json(folder / CARD)["max_tokens"],
         Normaliser(**files.read_json(folder / NORMALISER)),
     )
+
+
+def load_both(lm: LanguageModel, folder: Path) -> tuple[Scorer, Scorer | None]:
+    """Return the reward model in `folder` and its monitor; None where it has none."""
+    reward = load(lm, folder, name="reward")
+    watched = (folder / "monitor").is_dir()
+    return reward, load(lm, folder / "monitor", name="monitor") if watched else None

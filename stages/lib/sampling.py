@@ -70,9 +70,11 @@ class Draw:
 class Rate:
     """A progress bar over completions that shows tokens a second and the time left."""
 
-    def __init__(self, requests: Sequence[Request], label: str) -> None:
+    def __init__(self, requests: Sequence[Request], label: str | None) -> None:
         total = sum(r.samples for r in requests)
-        self._bar = tqdm(total=total, desc=label, unit="completion", mininterval=1)
+        self._bar = tqdm(
+            total=total, desc=label, unit="completion", mininterval=1, disable=label is None
+        )
         self._tokens = 0
 
     def __enter__(self) -> "Rate":
@@ -97,7 +99,7 @@ def sample(
     max_tokens: int,
     seed: int,
     batch_tokens: int,
-    label: str,
+    label: str | None,
 ) -> list[Draw]:
     """Answer every request; the result is in the order of requests and indices.
 
@@ -108,7 +110,7 @@ def sample(
         max_tokens: of a completion, EOS included.
         seed: selects the random numbers.
         batch_tokens: prompt and completion tokens in memory at once.
-        label: of the progress bar.
+        label: of the progress bar; None shows none.
     """
     draws: dict[str, list[Draw]] = {}
     with Rate(requests, label) as rate:

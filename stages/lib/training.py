@@ -32,14 +32,24 @@ def arguments(knobs: LoraTraining, *, prompts: int, seed: int, checkpoints: Path
         checkpoints: folder for checkpoints, outside the stage's outputs.
     """
     steps = knobs.steps(prompts)
-    return {
-        "output_dir": str(checkpoints),
+    return common(
+        knobs.learning_rate, knobs.max_grad_norm, steps=steps, seed=seed, checkpoints=checkpoints
+    ) | {
         "num_train_epochs": knobs.epochs,
         "per_device_train_batch_size": knobs.batch_prompts,
-        "learning_rate": knobs.learning_rate,
-        "lr_scheduler_type": "linear",
         "warmup_steps": round(knobs.warmup * steps),
-        "max_grad_norm": knobs.max_grad_norm,
+    }
+
+
+def common(
+    learning_rate: float, max_grad_norm: float, *, steps: int, seed: int, checkpoints: Path
+) -> dict[str, Any]:
+    """Return the arguments that do not depend on how the data is batched."""
+    return {
+        "output_dir": str(checkpoints),
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": max_grad_norm,
         "weight_decay": 0.0,
         "logging_steps": 1,
         "logging_first_step": True,

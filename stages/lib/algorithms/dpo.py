@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib.base import Base
+from stages.lib.algorithms.task import Entry, Task
 from stages.lib.lora import LoraTraining
-from stages.lib.records import Name, Pair
+from stages.lib.records import Pair
 from stages.lib.runtime import files
 from stages.lib.runtime.schema import Refusal
 
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from stages.lib.models import LanguageModel
 
 
-class Dpo(LoraTraining):
+class Dpo(Entry, LoraTraining):
     """An entry of `policies` that is aligned with DPO."""
 
     algorithm: Literal["dpo"]
-    learns_from: Name
-    """data/pairs."""
     beta: Annotated[float, Field(gt=0)]
     """1/nats; larger stays closer to the base."""
     loss: Literal["sigmoid", "ipo"]
@@ -44,10 +42,8 @@ COLUMNS = (
 )
 
 
-def train(
-    policy: Dpo, base: Base, seed: int, *, base_folder: Path, data: Path, out: Path, curves: Path
-) -> dict[str, float]:
-    """Align a new adapter on the pairs of role `align`; write it to `out` and its curves.
+def train(policy: Dpo, task: Task) -> dict[str, float]:
+    """Align an adapter on the pairs of role `align`; write it and its curves.
 
     Returns:
         Sizes, the last losses, and the implicit reward's accuracy on validation pairs.
@@ -56,23 +52,22 @@ def train(
     from stages.lib import models, training
     from stages.lib.dpo_trainer import GroupedDPOTrainer, accuracy, group_logps
 
-    lm = models.load(base_folder, base)
-    train_groups = _groups(lm, policy, data / "train.jsonl", roles={"align"})
-    held_out = _groups(lm, policy, data / "validation.jsonl", roles={"validation"})
+    lm = task.open(policy)
+    train_groups = _groups(lm, policy, task.data / "train.jsonl", roles={"align"})
+    held_out = _groups(lm, policy, task.data / "validation.jsonl", roles={"validation"})
     if not train_groups:
         raise Refusal(
-            f"{data / 'train.jsonl'}: no pairs of role align; raise prompts.shares.align or "
+            f"{task.data / 'train.jsonl'}: no pairs of role align; raise prompts.shares.align or "
             "sample more completions"
         )
     reference = group_logps(lm, [*train_groups, *held_out], label="reference")
-    inputs = policy, base, seed, base_folder, data, Path(__file__).parent.parent
-    with training.checkpoints("align-dpo", *inputs) as folder:
+    with training.checkpoints("align-dpo", *task.inputs(policy)) as folder:
         trainer = GroupedDPOTrainer(
-            lm, policy, train_groups, reference, seed=seed, checkpoints=folder
+            lm, policy, train_groups, reference, seed=task.seed, checkpoints=folder
         )
         rows = training.fit(trainer, folder)
-        models.save_adapter(lm, out)
-        training.write_curves(curves, rows, COLUMNS)
+        models.save_adapter(lm, task.out)
+        training.write_curves(task.curves, rows, COLUMNS)
         learned = group_logps(lm, held_out, label="validation")
     return {
         "steps": float(trainer.state.global_step),

@@ -1,34 +1,20 @@
 """No training: the policy is the base itself, quantised or as it was fetched."""
 
-from pathlib import Path
 from typing import Literal
 
-from stages.lib.base import Base
-from stages.lib.records import Name
-from stages.lib.runtime.schema import Strict
+from stages.lib.algorithms.task import Entry, Task
+from stages.lib.runtime import files
 
 
-class NoTraining(Strict):
+class NoTraining(Entry):
     """An entry of `policies` that is the base."""
 
     algorithm: Literal["none"]
-    learns_from: Name
-    """models/base: there is nothing else to learn from."""
     quantised: bool
     """False holds the base as it was fetched, whatever `base.quantisation` says."""
 
 
-def train(
-    policy: NoTraining,
-    base: Base,
-    seed: int,
-    *,
-    base_folder: Path,
-    data: Path,
-    out: Path,
-    curves: Path,
-) -> dict[str, float]:
+def train(policy: NoTraining, task: Task) -> dict[str, float]:
     """Write no adapter; the curves have a header and no rows."""
-    curves.parent.mkdir(parents=True, exist_ok=True)
-    curves.write_text("step,loss\n", encoding="utf-8")
+    files.write_text(task.curves, "step,loss\n")
     return {"steps": 0.0, "trainable_parameters": 0.0}

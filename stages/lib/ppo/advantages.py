@@ -7,6 +7,7 @@ them; one alone passes `alone`.
 Shape suffixes: B = completions, T = their tokens.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,7 @@ def alone(value: Tensor) -> Tensor:
 
 def shaped_scores(
     scores_B: Tensor, ended_B: Tensor, *, clip: float | None, missing_eos_penalty: float
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """Clip scores and take a penalty from completions without EOS.
 
     Args:
@@ -33,13 +34,12 @@ def shaped_scores(
         missing_eos_penalty: taken from what was cut at the token limit; 0 changes nothing.
 
     Returns:
-        scores_B, and the share of them that was clipped.
+        scores_B, and clipped_B, true where the clip changed one.
     """
-    clipped = 0.0
-    if clip is not None:
-        clipped = float((scores_B.abs() > clip).float().mean())
-        scores_B = scores_B.clamp(-clip, clip)
-    return scores_B - missing_eos_penalty * (~ended_B).to(scores_B.dtype), clipped
+    limit = math.inf if clip is None else clip
+    clipped_B = scores_B.abs() > limit
+    scores_B = scores_B.clamp(-limit, limit)
+    return scores_B - missing_eos_penalty * (~ended_B).to(scores_B.dtype), clipped_B
 
 
 def token_rewards(scores_B: Tensor, k1_BT: Tensor, mask_BT: Tensor, *, beta: float) -> Tensor:
@@ -112,8 +112,13 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, total: Total, *, shift_mean: bool
     )
 
 
-def explained_variance(values_N: Tensor, returns_N: Tensor) -> float:
+def explained_variance(values_N: Tensor, returns_N: Tensor, total: Total) -> float:
     """Return 1 - Var(returns - values) / Var(returns) over tokens; NaN of equal returns."""
-    spread = returns_N.double().var(correction=0)
-    left = (returns_N.double() - values_N.double()).var(correction=0)
-    return float(1 - left / spread) if spread > 0 else float("nan")
+    all_N = torch.ones_like(returns_N, dtype=torch.bool)
+
+    def variance(one_N: Tensor) -> float:
+        mean = masked_mean(one_N.double(), all_N, total)
+        return float(masked_mean((one_N.double() - mean).square(), all_N, total))
+
+    spread = variance(returns_N)
+    return 1 - variance(returns_N - values_N) / spread if spread > 0 else float("nan")

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.lib.algorithms.task import Entry
 from stages.lib.ppo.control import KlControl, Stops
 from stages.lib.records import Name
 from stages.lib.runtime.schema import Strict
@@ -12,9 +13,10 @@ from stages.lib.runtime.schema import Strict
 class Value(Strict):
     """`value` of a PPO entry: what estimates the return from before each token on."""
 
-    kind: Literal["head", "adapter"]
-    """head: a small network on the frozen base's states, which the reference reads anyway; adapter:
-    a LoRA adapter and head of its own that start as the reward model's."""
+    kind: Literal["reward", "head", "adapter"]
+    """reward: the reward model's states, and a copy of its head that trains; head: a small network
+    on the reference's states, which are read anyway; adapter: a LoRA adapter and head of its own
+    that start as the reward model's."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Of AdamW, falling linearly to 0."""
     clip: Annotated[float, Field(gt=0)] | None
@@ -32,12 +34,10 @@ class Looks(Strict):
     """Completions a prompt, under the same random numbers each time."""
 
 
-class Ppo(Strict):
+class Ppo(Entry):
     """An entry of `policies` that is aligned with PPO."""
 
     algorithm: Literal["ppo"]
-    learns_from: Name
-    """models/reward."""
     categories: list[Name]
     """Of the prompts that it learns on; [] means all of role align."""
     batch_prompts: Annotated[int, Field(ge=1)]

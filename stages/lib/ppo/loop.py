@@ -14,18 +14,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.lib import likelihood, models, reward_model, toxicity
+from stages.lib import likelihood, models, online
+from stages.lib.diversity import distinct
+from stages.lib.online import Ask
 from stages.lib.ppo import advantages, control, rollouts, surrogates
 from stages.lib.ppo.advantages import Total
 from stages.lib.ppo.control import Look, Rule, Watch
 from stages.lib.ppo.knobs import Ppo
-from stages.lib.ppo.rollouts import POLICY, Ask, Part, Roles, Rollout
+from stages.lib.ppo.rollouts import POLICY, Part, Roles, Rollout
 from stages.lib.ppo.values import active
 from stages.lib.runtime import files, tracking
+from stages.lib.runtime.schema import Refusal
 
 CHECKPOINTS = 4
 """Checkpoints a run: a kill costs at most a quarter of the training."""
@@ -55,6 +60,14 @@ class Processes:
 
 
 ALONE = Processes(0, 1, advantages.alone)
+
+
+def processes() -> Processes:
+    """Return the processes that torchrun or `accelerate launch` started; else this one alone."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes == 1:
+        return ALONE
+    return Processes(state.process_index, state.num_processes, lambda value: reduce(value, "sum"))
 
 
 class Training:
@@ -92,6 +105,12 @@ class Training:
             for own, rate in both
         ]
         self.progress = Progress(beta=ppo.kl.beta)
+        if ppo.minibatch_prompts % (ppo.microbatch_prompts * processes.count):
+            raise Refusal(
+                f"params.yaml: {processes.count} processes share minibatch_prompts "
+                f"{ppo.minibatch_prompts} in parts of microbatch_prompts {ppo.microbatch_prompts}, "
+                "which does not come out even; make the first a multiple of the other two's product"
+            )
 
     def run(self) -> Progress:
         """Train until a rule stops it; return what happened, with one row of curves a step."""
@@ -116,30 +135,15 @@ class Training:
 
     def _look(self) -> Rule | None:
         """Score answers to the validation prompts; return the rule that this fires."""
-        samples = self.ppo.look.samples
-        draws, answers = rollouts.respond(
-            self.roles.lm, self.held_out, self.ppo, samples=samples, seed=self.seed
-        )
-        proxy = self._by_prompt(self.roles.reward, answers)
-        monitor = self._by_prompt(self.roles.monitor, answers) if self.roles.monitor else None
-        rows = [
-            {"prompt": a.prompt if isinstance(a.prompt, str) else a.prompt[-1].content,
-             "completion": a.text, "index": d.index, "step": self.progress.step}
-            for a, d in zip(answers, draws, strict=True) if d.index == 0
-        ]  # fmt: skip
-        tracking.table(rows, f"completions/{self.progress.step:04}.json")
-        seen = {"proxy": statistics.fmean(proxy)}
-        if monitor is not None:
-            seen["monitor"] = statistics.fmean(monitor)
-        tracking.curve(seen, self.progress.step)
-        self.progress.looks.append({"step": float(self.progress.step), **seen})
-        return self.progress.watch.evaluated(Look(proxy, monitor), self.ppo.stop)
-
-    def _by_prompt(
-        self, scorer: reward_model.Scorer, answers: Sequence[reward_model.Answer]
-    ) -> list[float]:
-        found = torch.tensor(rollouts.score(scorer, answers))
-        return found.view(-1, self.ppo.look.samples).mean(1).tolist()
+        roles = self.roles
+        seen = online.look(
+            roles.lm, self.held_out, rollouts.manner(self.ppo), roles.reward, roles.monitor,
+            samples=self.ppo.look.samples, seed=self.seed,
+        )  # fmt: skip
+        tracking.table(seen.answers, f"completions/{self.progress.step:04}.json")
+        tracking.curve(seen.means(), self.progress.step)
+        self.progress.looks.append({"step": float(self.progress.step), **seen.means()})
+        return self.progress.watch.evaluated(Look(seen.proxy, seen.monitor), self.ppo.stop)
 
     def _step(self) -> dict[str, float]:
         """Roll out, update the weights unless the rollout stops the run, and return its figures."""
@@ -232,13 +236,18 @@ class Training:
         with active(lm, POLICY):
             with models.training_precision(lm):
                 at = likelihood.positions(lm, part.sequences)
-                logp_N, entropy_N = rollouts.logps_and_entropy(lm, at, ppo.temperature)
+                if ppo.entropy:
+                    logp_N, entropy_N = rollouts.logps_and_entropy(lm, at, ppo.temperature)
+                    bonus_N = ppo.entropy * entropy_N
+                else:
+                    logp_N = rollouts.logps(lm, at, ppo.temperature)
+                    bonus_N = torch.zeros_like(logp_N)
             found = surrogates.policy_loss(
                 logp_N, part.old_logp_N, part.advantages_N, clip=ppo.clip
             )
-            ((found.losses_N - ppo.entropy * entropy_N).sum() / tokens).backward()
+            ((found.losses_N - bonus_N).sum() / tokens).backward()
         with self.roles.value.on():
-            values_N = self.roles.value(part.sequences, part.reference)
+            values_N = self.roles.value(part.sequences, part.states_ND)
             errors_N = surrogates.value_loss(
                 values_N, part.old_values_N, part.returns_N, clip=ppo.value.clip
             )
@@ -250,29 +259,38 @@ class Training:
         """Return what is watched of a rollout, over all processes."""
         total = self.processes.total
         k1_B = torch.cat([_row_sums(p.k1_N, p.mask_BT) for p in rollout.parts]).double().cpu()
-        lengths_B = torch.cat([p.mask_BT.sum(1) for p in rollout.parts]).double().cpu()
-        ended_B = torch.tensor([d.finish == "stop" for d in rollout.draws]).double()
-        entropy = torch.cat([p.entropy_N for p in rollout.parts]).double().sum().cpu()
-        columns = [rollout.scores_B.double(), k1_B, k1_B.square(), lengths_B, ended_B]
-        sums = torch.stack([c.sum() for c in columns] + [entropy])
-        count = total(torch.tensor(float(len(k1_B)), dtype=torch.float64))
-        score, kl, square, length, ended, entropy = (total(sums) / count).tolist()
-        error = math.sqrt(max(square - kl**2, 0) / max(float(count) - 1, 1))
-        values_N = torch.cat([p.old_values_N for p in rollout.parts])
-        returns_N = torch.cat([p.returns_N for p in rollout.parts])
         texts = [a.text for a in rollout.answers]
         groups = [texts[i : i + self.ppo.samples] for i in range(0, len(texts), self.ppo.samples)]
+        diversity = [d for d in (distinct(some, 2) for some in groups) if not math.isnan(d)]
+        sums = {
+            "completions": float(len(k1_B)),
+            "score": float(rollout.scores_B.double().sum()),
+            "clipped": float(rollout.clipped_B.sum()),
+            "kl": float(k1_B.sum()),
+            "square": float(k1_B.square().sum()),
+            "tokens": float(sum(len(d.ids) for d in rollout.draws)),
+            "ended": float(sum(d.finish == "stop" for d in rollout.draws)),
+            "entropy": sum(float(p.entropy_N.double().sum()) for p in rollout.parts),
+            "dist2": sum(diversity),
+            "groups": float(len(diversity)),  # with a bigram
+        }
+        added = total(torch.tensor(list(sums.values()), dtype=torch.float64))
+        count = float(added[0])
+        mean = dict(zip(sums, (added / count).tolist(), strict=True))
+        spread = max(mean["square"] - mean["kl"] ** 2, 0)
+        values_N = torch.cat([p.old_values_N for p in rollout.parts])
+        returns_N = torch.cat([p.returns_N for p in rollout.parts])
         return {
-            "score": score,
-            "score_clipped": rollout.clipped_scores,
-            "kl_sequence": kl,
-            "kl_sequence_se": error,
-            "kl_token": kl / length,
-            "entropy": entropy / length,
-            "explained_variance": advantages.explained_variance(values_N, returns_N),
-            "length": length,
-            "eos_rate": ended,
-            "dist2": statistics.fmean(toxicity.distinct(some, 2) for some in groups),
+            "score": mean["score"],
+            "score_clipped": mean["clipped"],
+            "kl_sequence": mean["kl"],
+            "kl_sequence_se": math.sqrt(spread / max(count - 1, 1)),
+            "kl_token": mean["kl"] / mean["tokens"],
+            "entropy": mean["entropy"] / mean["tokens"],
+            "explained_variance": advantages.explained_variance(values_N, returns_N, total),
+            "length": mean["tokens"],
+            "eos_rate": mean["ended"],
+            "dist2": mean["dist2"] / mean["groups"] if mean["groups"] else math.nan,
             "beta": beta,
         }
 

@@ -6,47 +6,44 @@ will run: the same batch gives the same roundings, so that the ratio of the firs
 Shape suffixes: B = completions, T = their tokens padded right, N = tokens of a part, in order.
 """
 
-import io
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stages.lib import likelihood, models, reward_model, sampling
+from stages.lib import likelihood, models, reward_model
 from stages.lib.likelihood import CHUNK, Positions
 from stages.lib.models import LanguageModel
+from stages.lib.online import Ask, Manner, respond
 from stages.lib.ppo import advantages, surrogates
 from stages.lib.ppo.advantages import Total
 from stages.lib.ppo.knobs import Ppo
 from stages.lib.ppo.values import ValueFunction
-from stages.lib.records import Prompt
 from stages.lib.reward_model import Answer, Scorer
-from stages.lib.sampling import Decoding, Draw, Request
+from stages.lib.sampling import Draw
 from stages.lib.tokens import TokenSequence
 
 POLICY = "default"  # the adapter that trains
 
 
-@dataclass(slots=True)
-class Roles:
-    """Who takes part, all on one base: the policy is its adapter `default`."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Who the policy is held to: an adapter of a model, or the model without any."""
 
     lm: LanguageModel
-    reference: str | None
-    """Adapter of the reference; None where it is the base without adapters."""
+    adapter: str | None
+
+
+@dataclass(slots=True)
+class Roles:
+    """Who takes part, as a rule all on one base: the policy is the adapter `default` of `lm`."""
+
+    lm: LanguageModel
+    reference: Reference
     reward: Scorer
     monitor: Scorer | None
     value: ValueFunction
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A prompt and its tokens."""
-
-    prompt: Prompt
-    ids: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -55,8 +52,8 @@ class Part:
 
     sequences: list[TokenSequence]
     mask_BT: Tensor
-    reference: Positions
-    """The reference's states, which the value head reads again at every update."""
+    states_ND: Tensor
+    """Frozen, which the value function reads again at every update."""
     old_logp_N: Tensor
     reference_logp_N: Tensor
     entropy_N: Tensor
@@ -78,9 +75,14 @@ class Rollout:
     draws: list[Draw]
     scores_B: Tensor
     """Normalised scores, before clip and penalty."""
-    clipped_scores: float
-    """Share of scores that were clipped."""
+    clipped_B: Tensor
+    """Which of them were clipped."""
     parts: list[Part]
+
+
+def manner(ppo: Ppo) -> Manner:
+    """Return how the policy answers."""
+    return Manner(ppo.temperature, ppo.max_tokens, ppo.batch_tokens)
 
 
 def roll_out(
@@ -96,10 +98,10 @@ def roll_out(
         beta: what a nat from the reference costs.
         seed: of this step; with prompt and index it selects the random numbers.
     """
-    draws, answers = respond(roles.lm, asks, ppo, samples=ppo.samples, seed=seed)
-    scores_B = torch.tensor(score(roles.reward, answers))
+    draws, answers = respond(roles.lm, asks, manner(ppo), samples=ppo.samples, seed=seed)
+    scores_B = torch.tensor(reward_model.scores(roles.reward, answers, label=None))
     ended_B = torch.tensor([d.finish == "stop" for d in draws])
-    shaped_B, clipped = advantages.shaped_scores(
+    shaped_B, clipped_B = advantages.shaped_scores(
         scores_B, ended_B, clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty
     )
     ids = {ask.prompt.id: ask.ids for ask in asks}
@@ -110,29 +112,7 @@ def roll_out(
         for start in range(0, len(sequences), size)
     ]
     _estimate(parts, shaped_B, ppo, total, beta=beta)
-    return Rollout(answers, draws, scores_B, clipped, parts)
-
-
-def respond(
-    lm: LanguageModel, asks: Sequence[Ask], ppo: Ppo, *, samples: int, seed: int
-) -> tuple[list[Draw], list[Answer]]:
-    """Let the policy answer; both results are in the order of prompts and indices."""
-    decoding = Decoding(temperature=ppo.temperature, top_k=0, top_p=1.0)
-    requests = [Request(ask.prompt.id, ask.ids, samples) for ask in asks]
-    with models.training_precision(lm), redirect_stderr(io.StringIO()):
-        draws = sampling.sample(
-            lm, requests, decoding, max_tokens=ppo.max_tokens, seed=seed,
-            batch_tokens=ppo.batch_tokens, label="",
-        )  # fmt: skip
-    by_id = {ask.prompt.id: ask.prompt for ask in asks}
-    answers = [Answer(by_id[d.prompt_id].body(), sampling.text(lm, d), d.finish) for d in draws]
-    return draws, answers
-
-
-def score(scorer: Scorer, answers: Sequence[Answer]) -> list[float]:
-    """Return normalised scores, without a bar of their own: the run has one."""
-    with redirect_stderr(io.StringIO()):
-        return reward_model.scores(scorer, answers, label="")
+    return Rollout(answers, draws, scores_B, clipped_B, parts)
 
 
 @torch.no_grad()
@@ -141,18 +121,19 @@ def _part(roles: Roles, sequences: list[TokenSequence], ppo: Ppo) -> Part:
     lengths_B = torch.tensor([len(s.completion) for s in sequences], device=lm.device)
     places_T = torch.arange(int(lengths_B.max()), device=lm.device)
     with models.training_precision(lm):
-        with models.adapter(lm, roles.reference):
-            reference = likelihood.positions(lm, sequences)
+        with models.adapter(roles.reference.lm, roles.reference.adapter):
+            reference = likelihood.positions(roles.reference.lm, sequences)
         policy = likelihood.positions(lm, sequences)
         old_logp_N, entropy_N = logps_and_entropy(lm, policy, ppo.temperature)
-        reference_logp_N, _ = logps_and_entropy(lm, reference, ppo.temperature)
+        reference_logp_N = logps(roles.reference.lm, reference, ppo.temperature)
+    states_ND = roles.value.read(sequences, reference)
     with roles.value.on():
-        values_N = roles.value(sequences, reference)
+        values_N = roles.value(sequences, states_ND)
     nothing_N = torch.zeros_like(values_N)
     return Part(
         sequences,
         places_T[None, :] < lengths_B[:, None],
-        reference,
+        states_ND,
         old_logp_N,
         reference_logp_N,
         entropy_N,
@@ -162,22 +143,44 @@ def _part(roles: Roles, sequences: list[TokenSequence], ppo: Ppo) -> Part:
     )
 
 
+def logps(lm: LanguageModel, at: Positions, temperature: float) -> Tensor:
+    """Return each token's log-probability in nats, logp_N; gradients flow through.
+
+    Of the whole vocabulary at `temperature`: what was sampled from, since PPO samples without
+    truncation (property 10).
+    """
+    return torch.cat(
+        [_logp(logits_NV, target_N) for logits_NV, target_N in _logits(lm, at, temperature)]
+    )
+
+
 def logps_and_entropy(
     lm: LanguageModel, at: Positions, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return each token's log-probability and the entropy of where it was drawn, in nats.
+    """Return `logps`, and the entropy in nats of what each token was drawn from.
 
-    Gradients flow through both. Of the whole vocabulary at `temperature`: what was sampled from,
-    since PPO samples without truncation (property 10).
+    The entropy reads the logits several times more, so it is left out where nobody asks for it.
     """
-    logps, entropies = [], []
+    found = [
+        (_logp(logits_NV, target_N), surrogates.entropy(logits_NV))
+        for logits_NV, target_N in _logits(lm, at, temperature)
+    ]
+    return torch.cat([logp_N for logp_N, _ in found]), torch.cat([h_N for _, h_N in found])
+
+
+def _logits(
+    lm: LanguageModel, at: Positions, temperature: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and targets of a few positions at a time: all of them would be gigabytes."""
     for hidden_ND, target_N in zip(
         at.hidden_ND.split(CHUNK), at.target_N.split(CHUNK), strict=True
     ):
-        logits_NV = torch.nn.functional.linear(hidden_ND, lm.unembedding_VD).float() / temperature
-        logps.append(-torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="none"))
-        entropies.append(surrogates.entropy(logits_NV))
-    return torch.cat(logps), torch.cat(entropies)
+        logits_NV = torch.nn.functional.linear(hidden_ND, lm.unembedding_VD).float()
+        yield (logits_NV if temperature == 1 else logits_NV / temperature), target_N
+
+
+def _logp(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    return -torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="none")
 
 
 def _estimate(

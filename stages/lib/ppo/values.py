@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stages.lib import likelihood, models
 from stages.lib.likelihood import Positions
 from stages.lib.models import LanguageModel
-from stages.lib.reward_model import HEAD, Head, Normaliser
+from stages.lib.reward_model import Head, TrainedReward
 from stages.lib.tokens import TokenSequence
 
 UNITS = 64
@@ -34,13 +33,17 @@ class ValueFunction(Protocol):
         """Return the context in which it is called, and in which its gradients flow back."""
         ...
 
-    def __call__(self, sequences: Sequence[TokenSequence], reference: Positions) -> Tensor:
-        """Return values_N, float32, with gradients.
+    def read(self, sequences: Sequence[TokenSequence], reference: Positions) -> Tensor:
+        """Return what it takes from frozen weights, once a rollout: states_ND.
 
         Args:
             sequences: of a batch.
             reference: the states of the reference from which their tokens are predicted.
         """
+        ...
+
+    def __call__(self, sequences: Sequence[TokenSequence], states_ND: Tensor) -> Tensor:
+        """Return values_N, float32, with gradients; `states_ND` is what `read` returned."""
         ...
 
 
@@ -70,26 +73,60 @@ class HeadValue(nn.Module):
         """Nothing to switch on."""
         return nullcontext()
 
-    def forward(self, sequences: Sequence[TokenSequence], reference: Positions) -> Tensor:
-        """Return values_N of the reference's states."""
-        with torch.autocast(reference.hidden_ND.device.type, enabled=False):
+    def read(self, sequences: Sequence[TokenSequence], reference: Positions) -> Tensor:
+        """Return the reference's states."""
+        return reference.hidden_ND
+
+    def forward(self, sequences: Sequence[TokenSequence], states_ND: Tensor) -> Tensor:
+        """Return values_N."""
+        with torch.autocast(states_ND.device.type, enabled=False):
             # Divided by their root mean square, which is 44 where the base is SmolLM2-135M.
-            states_ND = reference.hidden_ND.float()
+            states_ND = states_ND.float()
             states_ND = states_ND * torch.rsqrt(states_ND.square().mean(-1, keepdim=True) + 1e-6)
             return self.outer(torch.tanh(self.inner(states_ND))).squeeze(-1)
+
+
+class RewardValue:
+    """The reward model's own states, and a copy of its head that trains.
+
+    One pass forward a rollout and none back. It explains half of the returns' variance before the
+    first update (SmolLM2-135M, the default graph), where a new head has nothing to say for as long
+    as a short training lasts.
+    """
+
+    def __init__(self, reward: TrainedReward) -> None:
+        self.reward = reward
+        self.head = _copy(reward.head)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the head's weights."""
+        return {f"head.{k}": p for k, p in self.head.named_parameters()}
+
+    def on(self) -> AbstractContextManager[None]:
+        """Nothing to switch on: what trains is no part of the base."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def read(self, sequences: Sequence[TokenSequence], reference: Positions) -> Tensor:
+        """Return the reward model's states; `reference` is not read."""
+        lm = self.reward.lm
+        with models.adapter(lm, self.reward.name), models.training_precision(lm):
+            return likelihood.positions(lm, sequences).hidden_ND
+
+    def __call__(self, sequences: Sequence[TokenSequence], states_ND: Tensor) -> Tensor:
+        """Return values_N on the reward model's normalised scale."""
+        normalise = self.reward.normalise
+        return (self.head(states_ND) - normalise.mean) / normalise.std
 
 
 class AdapterValue:
     """An adapter and head of its own, which start as the reward model's (arXiv:2403.17031)."""
 
-    def __init__(self, lm: LanguageModel, folder: Path, normalise: Normaliser) -> None:
+    def __init__(self, lm: LanguageModel, folder: Path, reward: TrainedReward) -> None:
         lm.model.load_adapter(str(folder), adapter_name=ADAPTER, is_trainable=True)
         models.trainable(lm.model)
-        weights = load_file(folder / HEAD)
-        self.head = Head(weights["weight"].shape[1], seed=0)
-        self.head.load_state_dict(weights)
-        self.head.to(lm.device)
-        self.lm, self.normalise = lm, normalise
+        self.head = _copy(reward.head)
+        self.lm, self.normalise = lm, reward.normalise
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return adapter and head."""
@@ -100,11 +137,22 @@ class AdapterValue:
         """Make its adapter the active one."""
         return active(self.lm, ADAPTER)
 
-    def __call__(self, sequences: Sequence[TokenSequence], reference: Positions) -> Tensor:
-        """Return values_N on the reward model's normalised scale; `reference` is not read."""
+    def read(self, sequences: Sequence[TokenSequence], reference: Positions) -> Tensor:
+        """Return nothing: all that it reads moves."""
+        return reference.hidden_ND.new_empty(0)
+
+    def __call__(self, sequences: Sequence[TokenSequence], states_ND: Tensor) -> Tensor:
+        """Return values_N on the reward model's normalised scale; `states_ND` is not read."""
         with models.training_precision(self.lm):
-            states_ND = likelihood.positions(self.lm, sequences).hidden_ND
-        return (self.head(states_ND) - self.normalise.mean) / self.normalise.std
+            own_ND = likelihood.positions(self.lm, sequences).hidden_ND
+        return (self.head(own_ND) - self.normalise.mean) / self.normalise.std
+
+
+def _copy(head: Head) -> Head:
+    """Return a head of the same weights that trains."""
+    own = Head(head.weight.shape[1], seed=0).to(head.weight.device)
+    own.load_state_dict(head.state_dict())
+    return own
 
 
 @contextmanager

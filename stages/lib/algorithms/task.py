@@ -1,0 +1,105 @@
+"""What an algorithm is given, whichever it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stages.lib.base import Base
+from stages.lib.records import Name
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal, Strict
+
+if TYPE_CHECKING:
+    from stages.lib.models import LanguageModel
+
+
+class Adapted(Protocol):
+    """Knobs of an adapter."""
+
+    @property
+    def lora_rank(self) -> int:
+        """Columns of each adapter matrix."""
+        ...
+
+    @property
+    def lora_alpha(self) -> int:
+        """The adapter's output is scaled by alpha / rank."""
+        ...
+
+
+class Entry(Strict):
+    """What every entry of `policies` has, whichever its algorithm."""
+
+    starts_from: Name
+    """models/base, or the folder of a policy whose adapter training goes on from. That policy is
+    then the reference as well."""
+    learns_from: Name
+    """What the algorithm reads: the base, pairs, demonstrations, a reward model."""
+    prompts: Name
+    """What an online algorithm answers, data/prompts; an offline one has its prompts in what it
+    learns from, and names that again. All three are dependencies of the stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One training: what it reads, and where its adapter and its curves go."""
+
+    base: Base
+    seed: int
+    base_folder: Path
+    starts_from: Path
+    """See `Entry`."""
+    data: Path
+    """What `learns_from` names."""
+    prompts: Path
+    """Folder of train.jsonl, validation.jsonl and test.jsonl, where the algorithm answers any."""
+    out: Path
+    curves: Path
+
+    def inputs(self, knobs: Any) -> tuple[Any, ...]:
+        """Return all that the result depends on, code included, for `training.checkpoints`."""
+        read = self.base_folder, self.starts_from, self.data, self.prompts
+        return knobs, self.base, self.seed, *read, Path(__file__).parents[1]
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether the adapter is a new one, and the reference the base without any."""
+        return self.starts_from.resolve() == self.base_folder.resolve()
+
+    def open(self, knobs: Adapted) -> "LanguageModel":
+        """Load the base; where training starts from a policy, with a copy of its adapter to train.
+
+        Raises:
+            Refusal: what it starts from has no adapter, or one of another size.
+        """
+        from stages.lib import models
+
+        lm = models.load(self.base_folder, self.base)
+        if not self.starts_anew:
+            self._require_size(knobs)
+            models.continue_adapter(lm, self.starts_from)
+        return lm
+
+    def open_with_adapter(self, knobs: Adapted) -> "LanguageModel":
+        """Load the base with the adapter that trains: a new one, or a copy to go on from."""
+        from stages.lib import models
+
+        lm = self.open(knobs)
+        if self.starts_anew:
+            models.add_lora(lm, rank=knobs.lora_rank, alpha=knobs.lora_alpha, seed=self.seed)
+        return lm
+
+    def _require_size(self, knobs: Adapted) -> None:
+        config = self.starts_from / "adapter_config.json"
+        if not config.is_file():
+            raise Refusal(
+                f"{self.starts_from}: starts_from names a policy without an adapter; name the base "
+                "itself, or a policy that was trained"
+            )
+        saved = files.read_json(config)
+        found = saved["r"], saved["lora_alpha"]
+        if found != (knobs.lora_rank, knobs.lora_alpha):
+            raise Refusal(
+                f"{self.starts_from}: its adapter has rank {found[0]} and alpha {found[1]}, and "
+                f"what starts from it has {knobs.lora_rank} and {knobs.lora_alpha}; make them equal"
+            )

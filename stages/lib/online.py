@@ -1,0 +1,134 @@
+"""What algorithms share that learn from their own answers: prompts, answers and their scores."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stages.lib import models, reward_model, sampling, tokens
+from stages.lib.models import LanguageModel
+from stages.lib.order import by_hash
+from stages.lib.records import Prompt
+from stages.lib.reward_model import Answer, Scorer
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal
+from stages.lib.sampling import Decoding, Draw, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A prompt and its tokens."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a policy answers: from the whole vocabulary, so that log-probabilities are its own."""
+
+    temperature: float
+    max_tokens: int
+    """Of a completion, EOS included."""
+    batch_tokens: int
+    """In memory at once."""
+
+
+def asks(
+    lm: LanguageModel, folder: Path, categories: Sequence[str], *, learned: int, held_out: int
+) -> tuple[list[Ask], list[Ask]]:
+    """Return prompts to learn on and the first `held_out` validation prompts, by hash.
+
+    Raises:
+        Refusal: fewer than `learned` or `held_out` are in `folder`.
+    """
+    found = {
+        role: _asks(lm, folder / f"{split}.jsonl", role, categories)
+        for split, role in (("train", "align"), ("validation", "validation"))
+    }
+    if len(found["align"]) < learned or len(found["validation"]) < held_out:
+        raise Refusal(
+            f"{folder}: {len(found['align'])} prompts of role align and "
+            f"{len(found['validation'])} of role validation in categories "
+            f"{list(categories) or 'all'}; batch_prompts {learned} and look.prompts {held_out} "
+            "ask for more"
+        )
+    return found["align"], found["validation"][:held_out]
+
+
+def _asks(lm: LanguageModel, path: Path, role: str, categories: Sequence[str]) -> list[Ask]:
+    wanted = [
+        p
+        for p in files.read_lines(path, Prompt)
+        if p.role == role and (not categories or p.category in categories)
+    ]
+    wanted.sort(key=lambda p: by_hash(p.id))
+    return [Ask(p, tokens.encode_prompt(lm, p.body())) for p in wanted]
+
+
+def respond(
+    lm: LanguageModel, asked: Sequence[Ask], manner: Manner, *, samples: int, seed: int
+) -> tuple[list[Draw], list[Answer]]:
+    """Let the active adapter answer; both results are in the order of prompts and indices."""
+    requests = [Request(ask.prompt.id, ask.ids, samples) for ask in asked]
+    with models.training_precision(lm):
+        draws = sampling.sample(
+            lm,
+            requests,
+            Decoding(temperature=manner.temperature, top_k=0, top_p=1.0),
+            max_tokens=manner.max_tokens,
+            seed=seed,
+            batch_tokens=manner.batch_tokens,
+            label=None,
+        )
+    by_id = {ask.prompt.id: ask.prompt for ask in asked}
+    answers = [Answer(by_id[d.prompt_id].body(), sampling.text(lm, d), d.finish) for d in draws]
+    return draws, answers
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An evaluation on validation prompts: a mean score a prompt, and the first answer to each."""
+
+    proxy: list[float]
+    """Of the reward model that is learned from."""
+    monitor: list[float] | None
+    """Of one that learned from other prompts; None where there is none."""
+    answers: list[dict[str, str]]
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each."""
+        found = {"proxy": statistics.fmean(self.proxy)}
+        return (
+            found if self.monitor is None else found | {"monitor": statistics.fmean(self.monitor)}
+        )
+
+
+def look(
+    lm: LanguageModel,
+    asked: Sequence[Ask],
+    manner: Manner,
+    reward: Scorer,
+    monitor: Scorer | None,
+    *,
+    samples: int,
+    seed: int,
+) -> Seen:
+    """Let the active adapter answer validation prompts, and score what it says."""
+    draws, answers = respond(lm, asked, manner, samples=samples, seed=seed)
+
+    def by_prompt(scorer: Scorer) -> list[float]:
+        found = torch.tensor(reward_model.scores(scorer, answers, label=None))
+        return found.view(-1, samples).mean(1).tolist()
+
+    first = [
+        {
+            "prompt": a.prompt if isinstance(a.prompt, str) else a.prompt[-1].content,
+            "completion": a.text,
+        }
+        for a, d in zip(answers, draws, strict=True)
+        if d.index == 0
+    ]
+    return Seen(by_prompt(reward), by_prompt(monitor) if monitor else None, first)
