@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import typing
 from typing import Annotated, Literal
 
@@ -134,3 +135,15 @@ def test_a_refusal_names_the_place_inside_nested_records():
 
     with pytest.raises(Refusal, match=r"^f.json:3: inner\.a\.n must be a valid integer, not 'x'$"):
         check({"inner": {"a": {"n": "x"}}}, Outer, "f.json:3")
+
+
+def test_the_entries_that_are_off_by_default_are_valid_when_they_are_taken_in():
+    from stages.align import ALGORITHMS, Policy
+
+    text = (ROOT / "params.yaml").read_text()
+    shown = re.sub(r"^  # (?=(  )?\w+:)", "  ", text, flags=re.M)
+    there, more = (YAML(typ="safe").load(one)["policies"] for one in (text, shown))
+    assert {"sft", "rloo"} <= more.keys() - there.keys()
+    for name, entry in more.items():
+        check(entry, Policy, f"policies.{name}")
+    assert {entry["algorithm"] for entry in more.values()} == set(ALGORITHMS)
