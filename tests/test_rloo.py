@@ -69,7 +69,7 @@ def test_it_learns_what_is_rewarded_and_unlearns_what_is_punished(tiny, tmp_path
     def score():
         tiny.model.eval()
         seen = look(tiny, held_out, manner, trainer.reward, None, samples=32, seed=0)
-        return seen.means()["proxy"]
+        return seen.figures["proxy"]
 
     before = score()
     rows = fit(trainer, tmp_path)

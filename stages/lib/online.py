@@ -1,5 +1,6 @@
 """What algorithms share that learn from their own answers: prompts, answers and their scores."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ from pathlib import Path
 import torch
 
 from stages.lib import models, reward_model, sampling, tokens
+from stages.lib.diversity import repeated
 from stages.lib.models import LanguageModel
 from stages.lib.order import by_hash
 from stages.lib.records import Prompt
+from stages.lib.refusals import classify
 from stages.lib.reward_model import Answer, Scorer
 from stages.lib.runtime import files
 from stages.lib.runtime.schema import Refusal
@@ -90,20 +93,16 @@ def respond(
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An evaluation on validation prompts: a mean score a prompt, and the first answer to each."""
+    """An evaluation on validation prompts."""
 
     proxy: list[float]
-    """Of the reward model that is learned from."""
+    """Mean score of each prompt's answers by the reward model that is learned from."""
     monitor: list[float] | None
-    """Of one that learned from other prompts; None where there is none."""
+    """By one that learned from other prompts; None where there is none."""
+    figures: dict[str, float]
+    """Means, by name: `proxy`, `monitor` and their `gap`, and what a policy may pay with."""
     answers: list[dict[str, str]]
-
-    def means(self) -> dict[str, float]:
-        """Return the mean of each."""
-        found = {"proxy": statistics.fmean(self.proxy)}
-        return (
-            found if self.monitor is None else found | {"monitor": statistics.fmean(self.monitor)}
-        )
+    """The first answer to each prompt, to be read."""
 
 
 def look(
@@ -123,6 +122,15 @@ def look(
         found = torch.tensor(reward_model.scores(scorer, answers, label=None))
         return found.view(-1, samples).mean(1).tolist()
 
+    proxy, watched = by_prompt(reward), by_prompt(monitor) if monitor else None
+    figures = {"proxy": statistics.fmean(proxy)}
+    if watched is not None:
+        figures["monitor"] = statistics.fmean(watched)
+        figures["gap"] = figures["proxy"] - figures["monitor"]
+    texts = [a.text for a in answers]
+    if not math.isnan(repeats := repeated(texts, 4)):  # some text has four words
+        figures["repeats4"] = repeats
+    figures["refusals"] = statistics.fmean(classify(text) == "full" for text in texts)
     first = [
         {
             "prompt": a.prompt if isinstance(a.prompt, str) else a.prompt[-1].content,
@@ -131,4 +139,4 @@ def look(
         for a, d in zip(answers, draws, strict=True)
         if d.index == 0
     ]
-    return Seen(by_prompt(reward), by_prompt(monitor) if monitor else None, first)
+    return Seen(proxy, watched, figures, first)

@@ -124,9 +124,9 @@ def look(
     seed: int,
     name: str,
 ) -> dict[str, float]:
-    """Score answers to validation prompts; return `proxy_<name>` and `monitor_<name>`."""
+    """Score answers to validation prompts; return `proxy_<name>` and the like."""
     lm.model.eval()
     manner = Manner(policy.temperature, policy.max_tokens, policy.batch_tokens)
     seen = online.look(lm, held_out, manner, *scorers, samples=policy.look_samples, seed=seed)
     tracking.table(seen.answers, f"completions/{name}.json")
-    return {f"{key}_{name}": value for key, value in seen.means().items()}
+    return {f"{key}_{name}": value for key, value in seen.figures.items()}

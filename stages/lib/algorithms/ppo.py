@@ -20,6 +20,9 @@ COLUMNS = (
     "score",
     "proxy",
     "monitor",
+    "gap",
+    "repeats4",
+    "refusals",
     "kl_sequence",
     "kl_sequence_se",
     "kl_token",
@@ -37,7 +40,7 @@ COLUMNS = (
     "learning_rate",
     "grad_norm",
 )
-"""Of the curves; `proxy` and `monitor` have a value where validation prompts were answered."""
+"""Of the curves; `proxy` to `refusals` have a value where validation prompts were answered."""
 
 
 def train(policy: Ppo, task: Task) -> dict[str, float]:
@@ -112,10 +115,11 @@ def _metrics(done: "Progress", policy: Ppo) -> dict[str, float]:
         "completions": float(done.step * policy.batch_prompts * policy.samples),
         f"stopped_by/{done.stopped_by}": 1.0,
     }
-    for key in ("score", "kl_sequence", "kl_token", "entropy", "dist2"):
-        found[key] = sum(row[key] for row in last) / len(last) if last else float("nan")
-    for key in ("proxy", "monitor"):
-        if key in done.looks[0]:
-            found[f"{key}_before"] = done.looks[0][key]
-            found[f"{key}_after"] = done.looks[-1][key]
+    if last:  # a target may be reached before the first step
+        for key in ("score", "kl_sequence", "kl_token", "entropy", "dist2"):
+            found[key] = sum(row[key] for row in last) / len(last)
+    for key in ("proxy", "monitor", "gap", "repeats4", "refusals"):
+        for when, look in (("before", done.looks[0]), ("after", done.looks[-1])):
+            if key in look:
+                found[f"{key}_{when}"] = look[key]
     return found

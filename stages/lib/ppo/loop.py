@@ -141,8 +141,8 @@ class Training:
             samples=self.ppo.look.samples, seed=self.seed,
         )  # fmt: skip
         tracking.table(seen.answers, f"completions/{self.progress.step:04}.json")
-        tracking.curve(seen.means(), self.progress.step)
-        self.progress.looks.append({"step": float(self.progress.step), **seen.means()})
+        tracking.curve(seen.figures, self.progress.step)
+        self.progress.looks.append({"step": float(self.progress.step), **seen.figures})
         return self.progress.watch.evaluated(Look(seen.proxy, seen.monitor), self.ppo.stop)
 
     def _step(self) -> dict[str, float]:
