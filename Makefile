@@ -2,14 +2,14 @@
 # make check   lint, format and the graph's own tests   make tiny    the graph on a two-layer model
 # make ui      MLflow in the browser                    make slow    the slow tests
 # make plan    what would run, why and how long         make compare policies and experiments in one table
-# make sync    log to MLflow what DVC has and it lacks
+# make sync    log to MLflow what DVC has and it lacks     make bench    peak memory of a PPO step
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: repro test slow check tiny ui plan compare sync
+.PHONY: repro test slow check tiny ui plan compare sync bench
 
 repro: .venv/ready .dvc/config
 	dvc repro
@@ -43,6 +43,9 @@ compare: .venv/ready
 
 sync: .venv/ready
 	@python -m stages.lib.commands.sync $(ARGS)
+
+bench: .venv/ready
+	python tests/bench_memory.py
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plumbline needs Python 3.11 or later; call make PYTHON=/path/to/python3.11")'

@@ -4,13 +4,14 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
-from tiny_model import moved_adapter
+from tiny_model import build, moved_adapter
 from tiny_online import LOOKS, Planted, asks, write_head, write_prompts, write_reward
 
-from stages.lib import likelihood, models, reward_model
+from stages.lib import likelihood, models, online, reward_model, tokens
 from stages.lib.algorithms import ppo
 from stages.lib.algorithms.task import Task
 from stages.lib.ppo import loop, rollouts
@@ -18,8 +19,9 @@ from stages.lib.ppo.advantages import alone
 from stages.lib.ppo.knobs import Ppo
 from stages.lib.ppo.loop import ALONE, Training
 from stages.lib.ppo.rollouts import Reference, Roles
-from stages.lib.ppo.values import AdapterValue, HeadValue
+from stages.lib.ppo.values import AdapterValue, HeadValue, RewardValue
 from stages.lib.reward_model import TrainedReward
+from stages.lib.runtime import files
 from stages.lib.runtime.schema import Refusal
 
 P = Ppo.model_validate(
@@ -157,6 +159,57 @@ def test_the_value_adapter_starts_as_the_reward_model_and_trains_beside_the_poli
     for kind in (".default.", ".value.", "head."):
         assert any(not torch.equal(before[k], after[k]) for k in before if kind in k), kind
     assert all(torch.equal(p, frozen[k]) for k, p in tiny.model.named_parameters() if k in frozen)
+
+
+def test_the_reward_models_own_states_are_a_value_without_a_second_adapter(
+    tiny, tmp_path
+):  # properties 13, 27
+    reward = with_reward(tiny, tmp_path / "reward")
+    roles = Roles(tiny, Reference(tiny, None), reward, None, RewardValue(reward))
+    run = training(roles, tmp_path, value__learning_rate=1e-2)
+    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    part = rollout.parts[0]
+    with torch.no_grad(), models.adapter(tiny, "reward"):
+        states = likelihood.positions(tiny, part.sequences).hidden_ND
+    assert torch.allclose(part.old_values_N, (reward.head(states) - 0.1) / 0.5, atol=1e-4)
+    kept = {k: p.detach().clone() for k, p in tiny.model.named_parameters() if ".reward." in k}
+    head = reward.head.weight.detach().clone()
+    first = run._update_once([part])
+    for _ in range(20):
+        last = run._update_once([part])
+    assert last["value_loss"] < first["value_loss"] - 0.01  # the copy of the head learns
+    assert torch.equal(reward.head.weight, head)  # and the reward model's own does not
+    assert kept
+    assert all(torch.equal(p, kept[k]) for k, p in tiny.model.named_parameters() if k in kept)
+
+
+def test_log_probabilities_are_of_the_distribution_that_was_sampled(roles):  # property 10
+    knobs = but(P, temperature=0.7)
+    found = rollouts.roll_out(roles, asks(roles.lm)[:4], knobs, alone, beta=0.0, seed=1)
+    rows = [len(d.ids) for d in found.draws]
+    sums = [part.sum() for part in torch.cat([p.old_logp_N for p in found.parts]).split(rows)]
+    drawn = torch.tensor([d.logp for d in found.draws], dtype=torch.float32)
+    assert torch.allclose(torch.stack(sums), drawn, atol=1e-3)
+
+
+def test_a_reward_model_with_another_tokenizer_reads_text(
+    tiny, tmp_path, full_precision
+):  # properties 3, 8
+    folder = build(tmp_path / "other", seed=5, entries=420)
+    other = models.load(folder, full_precision)
+    reward = with_reward(other, tmp_path / "reward")
+    models.add_lora(tiny, rank=4, alpha=8, seed=0)
+    value = HeadValue(tiny.unembedding_VD.shape[1], seed=0)
+    roles = Roles(tiny, Reference(tiny, None), reward, None, value)
+    found = rollouts.roll_out(roles, asks(tiny)[:4], P, alone, beta=0.1, seed=1)
+    ask, draw = asks(tiny)[0], found.draws[0]
+    text = tiny.tokenizer.decode([i for i in draw.ids if i not in tiny.eos_ids])
+    own = tokens.encode(other, ask.prompt.text, text, draw.finish, max_tokens=64, where="here")
+    assert own.completion != draw.ids
+    with torch.no_grad(), models.adapter(other, "reward"):
+        state = reward_model.last_states(other, [own])
+    expected = (reward.head(state).item() - 0.1) / 0.5
+    assert found.scores_B[0].item() == pytest.approx(expected, abs=1e-4)
 
 
 def gradients(run, parts):
@@ -319,3 +372,37 @@ def test_the_algorithm_writes_adapter_curves_and_metrics(task, tmp_path):
     assert not list(tmp_path.glob(".cache/checkpoints/*"))
     with pytest.raises(Refusal, match="4 prompts of role align and 3 of role validation"):
         ppo.train(but(knobs, look__prompts=4), task)
+
+
+@pytest.mark.parametrize("kind", ["reward", "adapter"])
+def test_a_value_that_starts_as_the_reward_model_needs_a_trained_one(task, tmp_path, kind):
+    for file in (tmp_path / "reward").iterdir():
+        if file.is_file():
+            file.unlink()
+    shutil.rmtree(tmp_path / "reward/monitor")
+    files.write_json(
+        tmp_path / "reward/classifier.json",
+        {"folder": "nowhere", "label": "toxic", "sign": -1, "max_tokens": 64},
+    )
+    files.write_json(tmp_path / "reward/normaliser.json", {"mean": 0.0, "std": 1.0})
+    with pytest.raises(Refusal, match=f"value.kind is '{kind}', .* value.kind 'head' would do"):
+        ppo.train(but(P, value__kind=kind), task)
+
+
+def test_processes_that_do_not_come_out_even_are_refused(roles, tmp_path):
+    three = dataclasses.replace(ALONE, count=3)
+    with pytest.raises(Refusal, match="3 processes share minibatch_prompts 2 in parts of"):
+        Training(roles, P, [], [], seed=0, checkpoints=tmp_path, processes=three)
+
+
+def test_an_evaluation_says_how_far_proxy_and_monitor_are_apart(roles):  # property 36
+    given = asks(roles.lm, LOOKS)
+    seen = online.look(
+        roles.lm, given, rollouts.manner(P), Planted("e"), Planted("a"), samples=4, seed=0
+    )
+    _, answers = online.respond(roles.lm, given, rollouts.manner(P), samples=4, seed=0)
+    counts = [[a.text.count(letter) for a in answers] for letter in "ea"]
+    assert seen.proxy == [sum(counts[0][i : i + 4]) / 4 for i in (0, 4, 8)]
+    assert seen.figures["gap"] == pytest.approx((sum(counts[0]) - sum(counts[1])) / 12)
+    assert seen.figures["refusals"] == 0
+    assert [row["completion"] for row in seen.answers] == [answers[i].text for i in (0, 4, 8)]

@@ -23,8 +23,8 @@ TEMPLATE = (
 SOURCES = Path(__file__).parent.parent / "data/sources/prompts"
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 700 entries, learnt from the project's own prompts."""
+def tokenizer(entries: int = 700) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, learnt from the project's own prompts."""
     texts = []
     for file in sorted(SOURCES.glob("*.jsonl"))[:5]:
         for line in file.read_text(encoding="utf-8").splitlines()[:60]:
@@ -36,7 +36,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIAL, initial_alphabet=alphabet),
+        trainers.BpeTrainer(vocab_size=entries, special_tokens=SPECIAL, initial_alphabet=alphabet),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|im_end|>", chat_template=TEMPLATE
@@ -59,9 +59,9 @@ def config(vocabulary: int) -> LlamaConfig:
     )
 
 
-def build(folder: Path, *, seed: int = 0) -> Path:
+def build(folder: Path, *, seed: int = 0, entries: int = 700) -> Path:
     """Write model and tokenizer; equal seeds give equal weights."""
-    words = tokenizer()
+    words = tokenizer(entries)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config(len(words)))
     with torch.no_grad():  # so that the next token depends on the text, and EOS comes now and then
