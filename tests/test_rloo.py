@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_online import LOOKS, Planted, asks, write_reward
 
 from stages.lib import models, reward_model
@@ -105,3 +106,32 @@ def test_the_algorithm_starts_from_a_policy_and_writes_what_ppo_writes(
     (tmp_path / "again").mkdir()
     again = rloo.train(knobs, replace(after_sft, out=tmp_path / "again"))
     assert again == found
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter(after_sft, tmp_path, monkeypatch):  # property 34
+    knobs = but(max_steps=8, epochs=2, learning_rate=5e-3)
+    whole = rloo.train(knobs, after_sft)
+    real = AskTrainer._compute_loss
+    calls = []
+
+    def dies(self, *arguments):
+        calls.append(1)
+        if len(calls) == 11:
+            raise Killed
+        return real(self, *arguments)
+
+    monkeypatch.setattr(AskTrainer, "_compute_loss", dies)
+    (tmp_path / "again").mkdir()
+    second = replace(after_sft, out=tmp_path / "again", curves=tmp_path / "again.csv")
+    with pytest.raises(Killed):
+        rloo.train(knobs, second)
+    assert list(tmp_path.glob(".cache/checkpoints/align-rloo-*/checkpoint-8"))
+    monkeypatch.setattr(AskTrainer, "_compute_loss", real)
+    assert rloo.train(knobs, second) == whole
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "o.csv").read_text()
+    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("out", "again"))
+    assert all(torch.equal(weight, two[key]) for key, weight in one.items())

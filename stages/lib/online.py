@@ -71,6 +71,12 @@ def _asks(lm: LanguageModel, path: Path, role: str, categories: Sequence[str]) -
     return [Ask(p, tokens.encode_prompt(lm, p.body())) for p in wanted]
 
 
+def at_turn(asked: Sequence[Ask], turn: int, *, seed: int) -> Ask:
+    """Return the prompt whose turn it is; every pass over all of them has an order of its own."""
+    generator = torch.Generator().manual_seed(seed + 7_919 * (turn // len(asked)))
+    return asked[int(torch.randperm(len(asked), generator=generator)[turn % len(asked)])]
+
+
 def respond(
     lm: LanguageModel, asked: Sequence[Ask], manner: Manner, *, samples: int, seed: int
 ) -> tuple[list[Draw], list[Answer]]:

@@ -42,7 +42,7 @@ class AskTrainer(RLOOTrainer):
             model=lm.model,
             reward_funcs=self._score,
             args=RLOOConfig(**_arguments(policy, seed=seed, checkpoints=checkpoints)),
-            train_dataset=Dataset.from_dict({"prompt": list(self._asks)}),
+            train_dataset=_turns(policy, asked, seed=seed),
             processing_class=lm.tokenizer,
             peft_config=models.missing_adapter(lm, rank=policy.lora_rank, alpha=policy.lora_alpha),
             callbacks=[training.Curves()],
@@ -76,6 +76,17 @@ class AskTrainer(RLOOTrainer):
         super(RLOOTrainer, self)._save_checkpoint(model, trial)
 
 
+def _turns(policy: "Rloo", asked: Sequence[Ask], *, seed: int) -> Dataset:
+    """Return the prompts of the whole training in order.
+
+    TRL's sampler shuffles every epoch anew and begins from the first order when a run goes on from
+    a checkpoint; with one epoch there is nothing to begin again.
+    """
+    count = policy.max_steps * policy.batch_prompts
+    names = [online.at_turn(asked, turn, seed=seed).prompt.id for turn in range(count)]
+    return Dataset.from_dict({"prompt": names})
+
+
 def _arguments(policy: "Rloo", *, seed: int, checkpoints: Path) -> dict[str, Any]:
     steps = policy.max_steps * policy.epochs
     plain = training.common(
@@ -83,6 +94,8 @@ def _arguments(policy: "Rloo", *, seed: int, checkpoints: Path) -> dict[str, Any
     )
     return plain | {
         "max_steps": steps,
+        # A killed run goes on from between two rollouts: TRL does not save one.
+        "save_steps": -(-policy.max_steps // training.CHECKPOINTS) * policy.epochs,
         "per_device_train_batch_size": policy.batch_prompts * policy.samples,
         "num_generations": policy.samples,
         "num_iterations": policy.epochs,
@@ -92,22 +105,29 @@ def _arguments(policy: "Rloo", *, seed: int, checkpoints: Path) -> dict[str, Any
         "top_p": 1.0,
         "beta": policy.beta,
         "epsilon": policy.clip,
+        "shuffle_dataset": False,
         "disable_dropout": True,  # TRL leaves it on
     }
 
 
+ROLLOUT = {
+    "score": "reward",
+    "kl_token": "kl",
+    "length": "completions/mean_length",
+    "cut": "completions/clipped_ratio",
+}
+"""What TRL logs at the first update of a rollout alone, by this project's names."""
+
+
 def rows(logged: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the curves in this project's words: `score` as PPO's, KL a token as TRL gives it."""
+    """Return the curves, a row an update; NaN where an update had no rollout of its own."""
     return [
         {
             "step": row["step"],
             "loss": row["loss"],
-            "score": row["reward"],
-            "kl_token": row.get("kl", float("nan")),
+            **{name: row.get(theirs, float("nan")) for name, theirs in ROLLOUT.items()},
             "entropy": row["entropy"],
             "clip_fraction": row["clip_ratio/region_mean"],
-            "length": row["completions/mean_length"],
-            "eos_rate": 1 - row["completions/clipped_ratio"],
             "learning_rate": row["learning_rate"],
             "grad_norm": row["grad_norm"],
         }

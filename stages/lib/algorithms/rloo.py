@@ -1,5 +1,6 @@
 """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740) through TRL."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -49,7 +50,7 @@ class Rloo(Entry):
 
 
 COLUMNS = (
-    "step", "loss", "score", "kl_token", "entropy", "clip_fraction", "length", "eos_rate",
+    "step", "loss", "score", "kl_token", "entropy", "clip_fraction", "length", "cut",
     "learning_rate", "grad_norm",
 )  # fmt: skip
 
@@ -76,7 +77,7 @@ def train(policy: Rloo, task: Task) -> dict[str, float]:
         after = rloo_trainer.look(lm, policy, held_out, scorers, seed=task.seed, name="after")
         models.save_adapter(lm, task.out)
         training.write_curves(task.curves, rows, COLUMNS)
-    last = rows[-3:]
+    last = [row for row in rows if not math.isnan(row["score"])][-3:]
     return {
         "steps": float(policy.max_steps),
         "completions": float(policy.max_steps * policy.batch_prompts * policy.samples),

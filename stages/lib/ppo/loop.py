@@ -167,12 +167,12 @@ class Training:
 
     def _batch(self, step: int) -> list[Ask]:
         """Return this process's prompts of a step; each pass over all of them has its own order."""
-        size, many = self.ppo.batch_prompts, len(self.asks)
-        chosen = []
-        for place in range(step * size, (step + 1) * size):
-            generator = torch.Generator().manual_seed(self.seed + 7_919 * (place // many))
-            chosen.append(int(torch.randperm(many, generator=generator)[place % many]))
-        return [self.asks[i] for i in chosen[self.processes.rank :: self.processes.count]]
+        size = self.ppo.batch_prompts
+        chosen = [
+            online.at_turn(self.asks, turn, seed=self.seed)
+            for turn in range(step * size, (step + 1) * size)
+        ]
+        return chosen[self.processes.rank :: self.processes.count]
 
     def _update(self, rollout: Rollout) -> dict[str, float]:
         """Pass over a rollout several times; return means over its updates."""
