@@ -17,8 +17,9 @@ repro: .venv/ready .dvc/config
 	@echo "report     reports/report.html"
 	@echo "runs       make ui, then http://127.0.0.1:5000"
 
+# Two at a time, with a thread each: two processes of two threads on two cores take far longer.
 test: .venv/ready
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 slow: .venv/ready
 	python -m pytest -m slow

@@ -14,11 +14,11 @@ def test_one_command_runs_every_stage_and_ends_with_a_report(graph):
     for name in ("report.html", "report.md", "verdict.txt", "comparison.json"):
         assert (folder / "reports" / name).stat().st_size > 200
     comparison = json.loads((folder / "reports/comparison.json").read_text())
-    assert set(comparison["policies"]) == {"baseline", "unquantised", "dpo"}
+    assert set(comparison["policies"]) == {"baseline", "unquantised", "dpo", "ppo"}
     emt = comparison["policies"]["dpo"]["independent"]["emt"]
     assert emt["low"] <= emt["value"] <= emt["high"]
     assert emt["n"] == 24
-    assert set(comparison["effects"]) == {"unquantised", "dpo"}
+    assert set(comparison["effects"]) == {"unquantised", "dpo", "ppo"}
 
 
 def test_every_stage_is_a_run_in_mlflow_under_one_parent(graph):
@@ -111,7 +111,7 @@ def test_an_experiment_reruns_what_it_changes_and_its_parent_is_complete(clean):
         assert f"{stage.replace('@', '.')}/seconds" in parent.data.metrics
     table = shell(folder, "python", "-m", "stages.lib.commands.compare").stdout.splitlines()
     assert [line.split()[0] for line in table] == [
-        "policy", "baseline", "dpo", "unquantised", "closer/dpo",
+        "policy", "baseline", "dpo", "ppo", "unquantised", "closer/dpo",
     ]  # fmt: skip
     assert table[-1].endswith("policies.dpo.beta=0.3")
     effect = json.loads((folder / "reports/comparison.json").read_text())["effects"]["dpo"]
