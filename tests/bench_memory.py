@@ -45,7 +45,7 @@ def build(folder: Path, size: argparse.Namespace) -> int:
     """Write a random model in the shape of Llama, and a reward model for it; return its parameters."""
     words = tokenizer()
     config = LlamaConfig(
-        vocab_size=size.vocabulary, hidden_size=size.hidden, intermediate_size=size.intermediate,
+        vocab_size=len(words), hidden_size=size.hidden, intermediate_size=size.intermediate,
         num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.heads,
         tie_word_embeddings=True, bos_token_id=2, eos_token_id=3, pad_token_id=0,
     )  # fmt: skip
@@ -61,7 +61,7 @@ def build(folder: Path, size: argparse.Namespace) -> int:
     lm = models.load(folder / "base", BASE)
     models.add_lora(lm, rank=8, alpha=16, seed=0)
     models.save_adapter(lm, folder / "reward")
-    write_head(folder / "reward", size.hidden)
+    write_head(folder / "reward", size.hidden, max_tokens=256)
     return count
 
 
@@ -119,7 +119,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--intermediate", type=int, default=8192)
     parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "FORM"))
     given = parser.parse_args()
     if given.measure:
@@ -130,7 +129,7 @@ def main() -> None:
         found = {}
         for form in ("one", "four"):
             command = [sys.executable, __file__, "--measure", scratch, form]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[form] = json.loads(done.stdout.splitlines()[-1])
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, process included"
     print(f"PPO step, {count / 1e9:.2f} B parameters, NF4, 16 completions of 24 tokens; {where}")

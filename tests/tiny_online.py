@@ -69,13 +69,13 @@ def write_reward(folder: Path, model: Path, base) -> Path:
     return folder
 
 
-def write_head(folder: Path, width: int) -> None:
+def write_head(folder: Path, width: int, *, max_tokens: int = 64) -> None:
     from safetensors.torch import save_file
 
     weights = {k: v.contiguous() for k, v in Head(width, seed=3).state_dict().items()}
     save_file(weights, folder / "head.safetensors")
     files.write_json(folder / "normaliser.json", {"mean": 0.1, "std": 0.5})
-    files.write_json(folder / "reward.json", {"max_tokens": 64})
+    files.write_json(folder / "reward.json", {"max_tokens": max_tokens})
 
 
 def demonstration(number: int, answer: str = " and all was well.") -> Demonstration:
