@@ -124,10 +124,11 @@ def test_the_numbers_in_the_readme_are_those_of_the_run_in_git():
     for key in (
         "baseline/emt",
         "dpo/emt",
-        *(f"dpo/emt_effect{end}" for end in ("", "_low", "_high")),
+        "ppo/emt",
+        *(f"{name}/emt_effect{end}" for name in ("dpo", "ppo") for end in ("", "_low", "_high")),
     ):
         assert f"{abs(found[key]):.3f}" in block, key
-    for name in ("baseline", "dpo", "unquantised"):
+    for name in ("baseline", "dpo", "ppo", "unquantised"):
         row = next(line for line in block.splitlines() if re.match(rf"\| \W*{name}", line))
         assert f"{found[f'{name}/perplexity']:.1f}" in row
         assert f"{found[f'{name}/dist2']:.3f}" in row
