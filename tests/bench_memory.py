@@ -5,8 +5,9 @@
 
 Both forms run the same code on the same prompts, each in a process of its own: policy, reference,
 reward model and value function with an adapter each, NF4 (packed where there is a GPU). What is
-measured is the peak during the second step, after all that is loaded stays: resident memory of the
-process, or what torch allocated on the GPU. Weights are random, so what it says means nothing.
+measured is the peak during the second step: what torch allocated on the GPU, or the anonymous memory
+of the process, which leaves out the pages of weight files that the system may drop. Weights are
+random, so what it says means nothing.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from stages.lib.ppo.values import AdapterValue
 BASE = Base(quantisation="nf4", weights="auto", dtype="bfloat16")
 TEXTS = [f"Letter {n}, which an old sailor wrote to the friends he had left" for n in range(8)]
 KNOBS = but(
-    P, batch_prompts=4, samples=4, minibatch_prompts=4, microbatch_prompts=4, epochs=1, max_tokens=24,
+    P, batch_prompts=4, samples=4, minibatch_prompts=4, microbatch_prompts=2, epochs=1, max_tokens=24,
     lora_rank=16, lora_alpha=32, learning_rate=1e-4, value__kind="adapter", value__learning_rate=1e-4,
     look__prompts=2, look__samples=1,
 )  # fmt: skip
@@ -90,26 +92,36 @@ def measure(folder: Path, form: str) -> None:
             who, KNOBS, given, given, seed=0, checkpoints=Path(checkpoints), processes=ALONE
         )
         run._step()
-        reset()
         started = time.perf_counter()
-        run._step()
-    print(json.dumps({"gib": peak() / 2**30, "seconds": time.perf_counter() - started}))
+        with Peak() as peak:
+            run._step()
+    print(json.dumps({"gib": peak.bytes / 2**30, "seconds": time.perf_counter() - started}))
 
 
-def reset() -> None:
-    """Begin a new peak."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
+class Peak:
+    """The most memory that was in use at once while it was open."""
 
+    bytes = 0
 
-def peak() -> int:
-    """Return the peak since `reset`, in bytes."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) * 1024
+    def __enter__(self) -> "Peak":
+        self._over = threading.Event()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._watch = threading.Thread(target=self._look)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watch.join()
+        if torch.cuda.is_available():
+            self.bytes = torch.cuda.max_memory_allocated()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.005):
+            status = Path("/proc/self/status").read_text()
+            (line,) = (x for x in status.splitlines() if x.startswith("RssAnon"))
+            self.bytes = max(self.bytes, int(line.split()[1]) * 1024)
 
 
 def main() -> None:
@@ -131,7 +143,9 @@ def main() -> None:
             command = [sys.executable, __file__, "--measure", scratch, form]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[form] = json.loads(done.stdout.splitlines()[-1])
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, process included"
+    where = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, interpreter included"
+    )
     print(f"PPO step, {count / 1e9:.2f} B parameters, NF4, 16 completions of 24 tokens; {where}")
     for form, one in found.items():
         print(
