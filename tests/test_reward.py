@@ -352,3 +352,15 @@ def test_no_pairs_to_learn_from_is_refused(tmp_path, tiny_folder, full_precision
             out=tmp_path,
             curves=tmp_path / "c.csv",
         )
+
+
+def test_the_state_that_is_scored_is_that_of_the_last_real_token(tiny):  # property 2
+    # One text is padded on both sides: a shorter prompt, a shorter completion.
+    given = [
+        TokenSequence((5, 6, 7), (8, 9, tiny.eos_ids[0])),
+        TokenSequence((5, 6, 7, 10, 11), (12, 13, 14, 15, 16)),
+    ]
+    found = reward_model.last_states(tiny, given)
+    for state, one in zip(found, given, strict=True):
+        alone = tiny.backbone(torch.tensor([one.ids])).last_hidden_state[0, -1]
+        assert torch.allclose(state, alone, atol=1e-5)
