@@ -185,6 +185,31 @@ def test_the_reward_models_own_states_are_a_value_without_a_second_adapter(
     assert all(torch.equal(p, kept[k]) for k, p in tiny.model.named_parameters() if k in kept)
 
 
+def test_advantages_are_whitened_over_the_whole_rollout_and_rewards_keep_their_mean(
+    roles,
+):  # property 23
+    given = asks(roles.lm)[:4]
+    found = rollouts.roll_out(roles, given, P, alone, beta=0.0, seed=1)
+    assert len(found.parts) == 2
+    both = torch.cat([p.advantages_N for p in found.parts])
+    assert both.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert both.std(correction=0).item() == pytest.approx(1.0, abs=1e-4)
+    assert abs(found.parts[0].advantages_N.mean().item()) > 1e-3  # and not part by part
+    # Values start at 0: with lambda 1 the return of a first token is the sum of its rewards.
+    sums = []
+    for whiten in (False, True):
+        knobs = but(P, lam=1.0, whiten_rewards=whiten)
+        one = rollouts.roll_out(roles, given, knobs, alone, beta=0.0, seed=1)
+        firsts = [p.returns_N[p.mask_BT.nonzero()[:, 1] == 0] for p in one.parts]
+        sums.append(torch.cat(firsts))
+        tokens_seen = sum(len(p.returns_N) for p in one.parts)
+    scale = 1 / torch.cat([sums[0], torch.zeros(tokens_seen - len(sums[0]))]).std(correction=0)
+    mean = sums[0].sum() / tokens_seen
+    lengths = torch.cat([p.mask_BT.sum(1) for p in found.parts])
+    expected = (sums[0] - mean * lengths) * scale + mean * lengths
+    assert torch.allclose(sums[1], expected, atol=1e-3)
+
+
 def test_log_probabilities_are_of_the_distribution_that_was_sampled(roles):  # property 10
     knobs = but(P, temperature=0.7)
     found = rollouts.roll_out(roles, asks(roles.lm)[:4], knobs, alone, beta=0.0, seed=1)
