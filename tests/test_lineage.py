@@ -59,8 +59,7 @@ def curve_names(run):
     """Names that a stage logs at each step, which have no place on the parent."""
     if run.data.tags["dvc.stage"] not in {"align@dpo", "align@ppo", "reward"}:
         return set()
-    return {*ppo.COLUMNS,"loss", "margin", "accuracy", "logp_chosen", "logp_rejected", "learning_rate",
-            "grad_norm", "epoch"}  # fmt: skip
+    return {*ppo.COLUMNS, "ratio", "margin", "accuracy", "logp_chosen", "logp_rejected", "epoch"}
 
 
 def test_a_change_without_effect_on_outputs_still_gets_a_complete_parent(clean):
