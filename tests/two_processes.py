@@ -1,6 +1,6 @@
-"""One PPO training by each process that `accelerate launch` started; see test_processes.py.
+"""One PPO training by all processes that torchrun started; see test_processes.py.
 
-accelerate launch --num_processes 2 --cpu tests/two_processes.py MODEL OUT
+torchrun --standalone --nproc_per_node 2 tests/two_processes.py MODEL OUT
 """
 
 import json
