@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from tiny_model import build, moved_adapter
-from tiny_online import LOOKS, Planted, asks, write_head, write_prompts, write_reward
+from tiny_online import LOOKS, Planted, asks, fresh_roles, write_head, write_prompts, write_reward
 
 from stages.lib import likelihood, models, online, reward_model, tokens
 from stages.lib.algorithms import ppo
@@ -304,15 +304,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_figures(
     tiny_folder, full_precision, tmp_path, monkeypatch
 ):  # property 34
     def fresh(folder):
-        lm = models.load(tiny_folder, full_precision)
-        models.add_lora(lm, rank=4, alpha=8, seed=0)
-        roles = Roles(
-            lm,
-            Reference(lm, None),
-            Planted(),
-            Planted(),
-            HeadValue(lm.unembedding_VD.shape[1], seed=0),
-        )
+        roles = fresh_roles(tiny_folder, full_precision)
         return training(
             roles, folder, stop__max_steps=8, kl__target=0.5, stop__target=50.0, stop__smoothing=0.5
         )

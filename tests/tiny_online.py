@@ -7,6 +7,8 @@ from tiny_model import moved_adapter
 from stages.lib import models
 from stages.lib.algorithms import sft
 from stages.lib.online import Ask
+from stages.lib.ppo.rollouts import Reference, Roles
+from stages.lib.ppo.values import HeadValue
 from stages.lib.records import Demonstration, Prompt
 from stages.lib.reward_model import Head, Normaliser
 from stages.lib.runtime import files
@@ -83,3 +85,11 @@ def demonstration(number: int, answer: str = " and all was well.") -> Demonstrat
         id=f"d{number}", form="continuation", category="insult", source="t",
         text=f"Tale number {number} began", answer=answer,
     )  # fmt: skip
+
+
+def fresh_roles(model: Path, base) -> Roles:
+    """A model with a new policy adapter; reward and monitor like one letter."""
+    lm = models.load(model, base)
+    models.add_lora(lm, rank=4, alpha=8, seed=0)
+    value = HeadValue(lm.unembedding_VD.shape[1], seed=0)
+    return Roles(lm, Reference(lm, None), Planted(), Planted(), value)
