@@ -1,11 +1,13 @@
 """Let one labeler rank the completions of each prompt.
 
-    python -m stages.rank words data/sources/words.txt data/prompts data/completions \
-        data/rankings/words.jsonl
+    python -m stages.rank words data/sources/words.txt data/sources/words.txt data/prompts \
+        data/completions data/rankings/words.jsonl
 
-Reads   what the labeler reads: a word list, a model's folder, a person's file
+Reads   what the labeler reads: a word list, a model's folder, the folder of people's files
+        what it goes by: a constitution, instructions; a word list is its own guide
         data/prompts, data/completions
-Writes  rankings.jsonl    one ranking of one prompt's completions a line
+Writes  rankings.jsonl    one ranking of one prompt's completions a line; of people also thumbs and
+        written answers
 Params  labelers.<name>, base, samplers
 """
 
@@ -14,9 +16,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from stages.lib import consensus
 from stages.lib.base import Base
 from stages.lib.labelers import classifier, judge, lexicon, people
-from stages.lib.records import Completion, Prompt
+from stages.lib.records import Completion, Prompt, Ranking
 from stages.lib.runtime import entry, files
 
 Labeler = Annotated[
@@ -38,6 +41,7 @@ def run(
     *,
     name: str,
     reads: Path,
+    guide: Path,
     prompts: Path,
     completions: Path,
     out: Path,
@@ -51,13 +55,14 @@ def run(
     given = files.read_entries(completions, samplers, Completion, section="samplers")
     rankings, own = LABELERS[labeler.kind](labeler, name, base, asked, given)
     files.write_lines(out, rankings)
+    counting = consensus.current(r for r in rankings if isinstance(r, Ranking))
     tied = total = 0
-    for one in rankings:
+    for one in counting:
         ranks = list(one.ranks.values())
         total += len(ranks) * (len(ranks) - 1) // 2
         tied += sum(a == b for i, a in enumerate(ranks) for b in ranks[i + 1 :])
     return {
-        "rankings": float(len(rankings)),
+        "rankings": float(len(counting)),
         "comparisons": float(total),
         "tie_rate": tied / total if total else 0.0,
         **own,

@@ -144,7 +144,8 @@ def reversals(rankings: Iterable[Ranking]) -> Counter[str]:
 def _histories(rankings: Iterable[Ranking]) -> dict[tuple[str, str, str], list[Ranking]]:
     histories = defaultdict(list)
     for ranking in rankings:
-        histories[ranking.prompt_id, ranking.labeler, ranking.criterion].append(ranking)
+        if not ranking.repeat:  # asked again only to see whether the answer is the same
+            histories[ranking.prompt_id, ranking.labeler, ranking.criterion].append(ranking)
     for lines in histories.values():
         lines.sort(key=lambda line: line.revision)  # stable: file order within a revision
     return histories

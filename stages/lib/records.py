@@ -80,20 +80,41 @@ class Completion(Strict):
     text: str
     finish: Literal["stop", "length"]
     """`stop`: the model ended it with EOS; `length`: it was cut at the limit."""
-    tokens: Annotated[int, Field(ge=0)]
-    """Completion tokens, EOS included."""
-    logp: float
+    tokens: Annotated[int, Field(ge=0)] | None
+    """Completion tokens, EOS included; None of a text that no model of the graph drew."""
+    logp: float | None
     """Sum of the tokens' log-probabilities in nats, of the distribution that was sampled."""
 
 
-class Ranking(Strict):
-    """One labeler's ranking of one prompt's completions: competition ranks, 1 is best."""
+class Label(Strict):
+    """What every line of a labeler has, whatever was asked.
+
+    One line for each (prompt, labeler, criterion, revision); a correction is a line with a higher
+    revision, and the highest counts.
+    """
 
     schema_version: Literal[1]
-    kind: Literal["ranking"]
     criterion: Name
+    """What was asked: helpful, honest, harmless, overall."""
     prompt_id: Name
     labeler: Name
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    note: str | None = None
+    ms_active: Annotated[int, Field(ge=0)] | None = None
+    """Milliseconds with the task before the labeler's eyes."""
+    submitted: str | None = None
+    """UTC time, ISO 8601; a model labeler has none, so that its file is the same every time."""
+    instructions_sha: str | None = None
+    """SHA-256 of the instructions the labeler was given."""
+    task_sha: str | None = None
+    """SHA-256 of what was shown: prompt, completions, criterion."""
+    revision: Annotated[int, Field(ge=1)]
+
+
+class Ranking(Label):
+    """One labeler's ranking of one prompt's completions: competition ranks, 1 is best."""
+
+    kind: Literal["ranking"]
     shown: list[Name]
     """Completion ids in the order the labeler saw them."""
     ranks: dict[Name, Annotated[int, Field(ge=1)]]
@@ -101,14 +122,8 @@ class Ranking(Strict):
     """Completion id to reason ('F'); a junk completion has no rank."""
     scores: dict[Name, float] | None = None
     """What a model labeler computed, higher is better; people have none."""
-    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
-    note: str | None = None
-    ms_active: Annotated[int, Field(ge=0)] | None = None
-    submitted: str | None = None
-    """UTC time, ISO 8601; a model labeler has none, so that its file is the same every time."""
-    instructions_sha: str | None = None
-    task_sha: str | None = None
-    revision: Annotated[int, Field(ge=1)]
+    repeat: bool = False
+    """Asked a second time, to see whether the labeler agrees with themself; it makes no pairs."""
 
     @model_validator(mode="after")
     def _covers_what_was_shown(self) -> "Ranking":
@@ -132,6 +147,35 @@ class Ranking(Strict):
         return self
 
 
+class Thumbs(Label):
+    """One labeler's verdict on one completion, up or down."""
+
+    kind: Literal["thumbs"]
+    completion_id: Name
+    up: bool
+
+
+class Written(Label):
+    """The answer that a labeler wrote to a prompt."""
+
+    kind: Literal["demonstration"]
+    answer: Text
+
+
+class Skip(Label):
+    """A task that a labeler passed over, and why; it takes back what they said of it before."""
+
+    kind: Literal["skip"]
+    task: Literal["ranking", "thumbs", "demonstration"]
+    completion_id: Name | None = None
+    """Of a thumbs task."""
+    repeat: bool = False
+    reason: Text
+
+
+AnyLabel = Annotated[Ranking | Thumbs | Written | Skip, Field(discriminator="kind")]
+
+
 class Pair(Strict):
     """Two completions of one prompt, the preferred one first."""
 
@@ -140,6 +184,7 @@ class Pair(Strict):
     cluster: Name
     role: Role
     category: Name
+    criterion: Name
     prompt: str | list[Message]
     chosen_id: Name
     rejected_id: Name
@@ -163,6 +208,26 @@ class Pair(Strict):
         if self.chosen == self.rejected and self.chosen_finish == self.rejected_finish:
             raise ValueError(f"chosen and rejected of pair {self.id} are the same text")
         return self
+
+
+class Signal(Strict):
+    """One completion that people found good or bad, by itself."""
+
+    id: Name
+    prompt_id: Name
+    cluster: Name
+    role: Role
+    category: Name
+    criterion: Name
+    prompt: str | list[Message]
+    completion_id: Name
+    text: str
+    finish: Literal["stop", "length"]
+    up: bool
+    share: Annotated[float, Field(ge=0.5, le=1)]
+    """Of the votes, those that say so."""
+    votes: Annotated[int, Field(ge=1)]
+    labelers: list[Name]
 
 
 class Evaluated(Strict):

@@ -18,6 +18,8 @@ class TextClassifier(Strict):
     kind: Literal["classifier"]
     reads: Name
     """Folder of the classifier."""
+    guide: Name
+    """What it goes by; a classifier is its own guide."""
     label: str
     """Class that is asked about, by the classifier's own name for it."""
     better: Literal["high", "low"]

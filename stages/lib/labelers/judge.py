@@ -39,6 +39,8 @@ class Judge(Strict):
     kind: Literal["judge"]
     reads: Name
     """Folder of the model that judges."""
+    guide: Name
+    """The constitution: file of principles."""
     criterion: Name
     """What is asked."""
     prompts: Annotated[int, Field(ge=1)]

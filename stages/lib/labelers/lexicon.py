@@ -19,6 +19,8 @@ class Lexicon(Strict):
     kind: Literal["lexicon"]
     reads: Name
     """The word list, or requirements.lock where it comes with a package."""
+    guide: Name
+    """What it goes by; a word list is its own guide."""
     scorer: Literal["vader_negative", "words"]
     """Whose harm is ranked, least first; the independent scorer is not among them."""
     criterion: Name

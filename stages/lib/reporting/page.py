@@ -179,7 +179,7 @@ def _negative(findings: Findings) -> list[str]:
 def _people(labels: Mapping[str, Any]) -> list[str]:
     """The labelers that are people."""
     labelers = labels.get("labelers", {})
-    return [name for name, facts in labelers.items() if facts.get("kind") == "human"]
+    return [name for name, facts in labelers.items() if facts.get("kind") == "people"]
 
 
 def _tables(findings: Findings) -> Nested:
