@@ -3,13 +3,15 @@
 # make ui      MLflow in the browser                    make slow    the slow tests
 # make plan    what would run, why and how long         make compare policies and experiments in one table
 # make sync    log to MLflow what DVC has and it lacks     make bench    peak memory of a PPO step
+# make label   the page on which LABELER=name labels       make label-export  the same as one file
+# make convert labels and pairs to other tools and back    make freeze  keep a policy for the next round
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: repro test slow check tiny ui plan compare sync bench
+.PHONY: repro test slow check tiny ui plan compare sync bench label label-export convert freeze
 
 repro: .venv/ready .dvc/config
 	dvc repro
@@ -44,6 +46,25 @@ compare: .venv/ready
 
 sync: .venv/ready
 	@python -m stages.lib.commands.sync $(ARGS)
+
+# make freeze POLICY=dpo ROUND=1
+freeze: .venv/ready
+	@python -m stages.lib.commands.freeze "$(POLICY)" "$(ROUND)"
+	@dvc add --quiet data/rounds/$(ROUND)
+
+# make label LABELER=ann [CRITERION=helpful] [TASK=thumbs] [PORT=8765]
+ASKED = $(if $(LABELER),'$(LABELER)',$(error say who labels: make $@ LABELER=ann)) \
+	$(if $(CRITERION),--criterion '$(CRITERION)') $(if $(TASK),--task '$(TASK)')
+label: .venv/ready
+	@python -m stages.lib.commands.label $(ASKED) $(if $(PORT),--port '$(PORT)')
+
+# make label-export LABELER=ann OUT=ann.html
+label-export: .venv/ready
+	@python -m stages.lib.commands.label $(ASKED) --export $(if $(OUT),'$(OUT)',$(error say where to: OUT=ann.html))
+
+# make convert ARGS="label-studio-out tasks.json --criterion harmless"
+convert: .venv/ready
+	@python -m stages.lib.commands.convert $(ARGS)
 
 bench: .venv/ready
 	python tests/bench_memory.py

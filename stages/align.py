@@ -17,18 +17,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib.algorithms import dpo, none, ppo, rloo, sft
+from stages.lib.algorithms import dpo, kto, none, ppo, rloo, sft
 from stages.lib.algorithms.task import Task
 from stages.lib.base import Base
 from stages.lib.runtime import entry, files, tracking
 
 Policy = Annotated[
-    none.NoTraining | sft.Sft | dpo.Dpo | rloo.Rloo | ppo.Ppo, Field(discriminator="algorithm")
+    none.NoTraining | sft.Sft | dpo.Dpo | kto.Kto | rloo.Rloo | ppo.Ppo,
+    Field(discriminator="algorithm"),
 ]
 ALGORITHMS = {
     "none": none.train,
     "sft": sft.train,
     "dpo": dpo.train,
+    "kto": kto.train,
     "rloo": rloo.train,
     "ppo": ppo.train,
 }

@@ -120,7 +120,8 @@ def choose(available: Sequence[Prompt], name: str, one: PromptSet) -> list[Promp
         raise Refusal(
             f"params.yaml: evaluate.sets.{name}.prompts is {one.prompts}, but the split has "
             f"{len(fitting)} "
-            f"prompts of {', '.join(one.categories)}; ask for fewer or raise prompts.shares.test"
+            f"prompts of {', '.join(one.categories)}; ask for fewer or raise "
+            "prompts.split.shares.test"
         )
     return sorted(fitting, key=lambda p: by_hash(p.id))[: one.prompts]
 

@@ -1,12 +1,14 @@
 """Gather prompts, leave out duplicates, and give each a role that never changes.
 
-    python -m stages.prompts data/sources/prompts data/prompts reports/prompts.json
+    python -m stages.prompts data/sources/prompts data/provocations data/prompts \
+        reports/prompts.json
 
 Reads   data/sources/prompts    prompts in files, and whatever hub datasets params name
+        data/provocations       one file an entry of `provokers`
 Writes  train.jsonl, validation.jsonl, test.jsonl    prompts with role and cluster; train holds the
                                 roles sft, reward, monitor and align
         prompts.json            counts, and what was left out for which reason
-Params  prompts
+Params  prompts, provokers
 """
 
 from collections import Counter
@@ -17,8 +19,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from stages.lib import importers, neighbours, split
-from stages.lib.importers import Gathered, LeftOut, Source
-from stages.lib.records import Prompt, Role, SourcePrompt, Text
+from stages.lib.importers import Gathered, LeftOut, Provoked, Source
+from stages.lib.records import Prompt, Role, SourcePrompt
 from stages.lib.runtime import entry, files
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Strict
@@ -38,20 +40,29 @@ class Prompts(Strict):
 
     sources: Annotated[list[Source], Field(min_length=1)]
     """Where prompts come from; of equal ones the first stays."""
-    near_duplicate: Annotated[float, Field(gt=0, le=1)]
-    """Jaccard similarity of character 5-grams from which two prompts are near-duplicates."""
-    salt: Text
-    """Selects the split among all possible ones."""
-    shares: split.Shares
-    """What part of the prompts each role is given."""
+    split: split.Split
+    """What decides a prompt's role."""
 
 
-def run(p: Prompts, *, sources: Path, out: Path, metrics: Path) -> dict[str, float]:
+def run(
+    p: Prompts,
+    provokers: dict[str, Any],
+    *,
+    sources: Path,
+    provocations: Path,
+    out: Path,
+    metrics: Path,
+) -> dict[str, float]:
     """Write the three files under `out` and the counts; return the main counts, in prompts."""
-    gathered = [importers.read(source, sources) for source in p.sources]
+    files.entry_files(provocations, provokers, section="provokers")  # none of an entry that is gone
+    gathered = [
+        importers.read(one, provocations if isinstance(one, Provoked) else sources)
+        for one in p.sources
+    ]
     _refuse_equal_ids(gathered)
     first, copies = _without_copies(gathered)
-    kept, neighbour = _with_roles(first, p)
+    kept, others = split.placed(first, p.split)
+    neighbour = [LeftOut("near_duplicate", name, why) for name, why in others]
     left_out = [row for one in gathered for row in one.left_out] + copies + neighbour
     with files.whole_folder(out) as folder:
         for name, held in FILES.items():
@@ -87,24 +98,6 @@ def _without_copies(
         if stays is not prompt:
             copies.append(LeftOut("duplicate", prompt.id, f"the same text as {stays.id}"))
     return first, copies
-
-
-def _with_roles(first: dict[str, SourcePrompt], p: Prompts) -> tuple[list[Prompt], list[LeftOut]]:
-    """Return prompts with their roles, and those whose cluster belongs to another role."""
-    ids = [prompt.id for prompt in first.values()]
-    clusters = neighbours.clusters(ids, list(first), threshold=p.near_duplicate)
-    roles = [split.role_at(split.position(text, p.salt), p.shares) for text in first]
-    holders = split.holders(roles, clusters)
-    kept: list[Prompt] = []
-    left_out: list[LeftOut] = []
-    for prompt, role, cluster in zip(first.values(), roles, clusters, strict=True):
-        if role == holders[cluster]:
-            placed = prompt.model_dump() | {"role": role, "cluster": cluster}
-            kept.append(Prompt.model_validate(placed))
-        else:
-            why = f"{role}, but cluster {cluster} has a prompt in {holders[cluster]}"
-            left_out.append(LeftOut("near_duplicate", prompt.id, why))
-    return kept, left_out
 
 
 def _counts(
@@ -151,4 +144,4 @@ def _by_reason(left_out: Sequence[LeftOut]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    entry.main(run, "prompts")
+    entry.main(run, "prompts", "provokers")

@@ -16,10 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.lib import consensus
 from stages.lib.base import Base
 from stages.lib.labelers import classifier, judge, lexicon, people
-from stages.lib.records import Completion, Prompt, Ranking
+from stages.lib.records import Completion, Prompt, Ranking, latest
 from stages.lib.runtime import entry, files
 
 Labeler = Annotated[
@@ -55,7 +54,7 @@ def run(
     given = files.read_entries(completions, samplers, Completion, section="samplers")
     rankings, own = LABELERS[labeler.kind](labeler, name, base, asked, given)
     files.write_lines(out, rankings)
-    counting = consensus.current(r for r in rankings if isinstance(r, Ranking))
+    counting = [label for label in latest(rankings) if isinstance(label, Ranking)]
     tied = total = 0
     for one in counting:
         ranks = list(one.ranks.values())

@@ -1,9 +1,10 @@
 """Train a reward model and its monitor on pairs, and measure both on held-out pairs.
 
-    python -m stages.reward models/base data/pairs data/completions data/prompts models/reward \
-        reports/reward.json reports/reward.csv
+    python -m stages.reward models/base models/base data/pairs data/completions data/prompts \
+        models/reward reports/reward.json reports/reward.csv
 
 Reads   models/base          or the classifier that `reward.reads` names
+        models/base          or the pretrained reward model that `reward.starts_from` names
         data/pairs           roles reward and monitor are learnt from, test is measured on
         data/completions, data/prompts    the base's answers, to which the normaliser is fitted
 Writes  models/reward        adapter, head and normaliser, and the same in monitor/
@@ -16,9 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.lib import reward_training
+from stages.lib import reward_quality, reward_training
 from stages.lib.base import Base
-from stages.lib.reward_training import Classified, Trained
+from stages.lib.reward_training import Classified, Task, Trained
 from stages.lib.runtime import entry, files
 
 Reward = Annotated[Trained | Classified, Field(discriminator="source")]
@@ -31,6 +32,7 @@ def run(
     seed: int,
     *,
     reads: Path,
+    starts_from: Path,
     pairs: Path,
     completions: Path,
     prompts: Path,
@@ -43,29 +45,17 @@ def run(
         completions, prompts, samplers, limit=reward.normaliser_completions
     )
     with files.whole_folder(out) as folder:
+        task = Task(base, seed, reads, starts_from, pairs, normal, folder, curves)
         if isinstance(reward, Trained):
-            report = reward_training.train(
-                reward,
-                base,
-                seed,
-                reads=reads,
-                pairs=pairs,
-                normal=normal,
-                out=folder,
-                curves=curves,
-            )
+            report = reward_training.train(reward, task)
         else:
-            report = reward_training.adopt(
-                reward, seed, reads=reads, pairs=pairs, normal=normal, out=folder, curves=curves
-            )
+            report = reward_training.adopt(reward, task)
     files.write_json(metrics, report)
-    numbers = {
-        f"{who}/{key}": value["value"] if isinstance(value, dict) else value
-        for who, part in report.items()
-        for key, value in part.items()
-        if not isinstance(value, list) and not (isinstance(value, dict) and "value" not in value)
+    return {
+        f"{who}/{key}": value
+        for who, quality in report.items()
+        for key, value in reward_quality.numbers(quality).items()
     }
-    return {key: float(value) for key, value in numbers.items()}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Let a model answer prompts several times, each answer with random numbers of its own.
 
-    python -m stages.sample base models/base data/prompts data/completions/base.jsonl
+    python -m stages.sample base models/base models/base data/prompts data/completions/base.jsonl
 
 Reads   models/<model>               what answers
+        models/<model> again, or a policy's adapter on it, as `make freeze` put into data/rounds
         data/prompts                 train.jsonl, validation.jsonl, test.jsonl
 Writes  completions.jsonl            one completion a line, in the order of prompts and index
 Params  samplers.<name>, base, seed
@@ -13,12 +14,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib import models, sampling
+from stages.lib import models, sampling, selection
 from stages.lib.base import Base
 from stages.lib.models import LanguageModel
-from stages.lib.records import Completion, Name, Prompt, Role
+from stages.lib.records import Completion, Name, Role
 from stages.lib.runtime import entry, files
-from stages.lib.runtime.schema import Refusal
 from stages.lib.sampling import Draw, Request
 from stages.lib.tokens import encode_prompt
 
@@ -28,6 +28,8 @@ class Sampler(sampling.Decoding):
 
     model: Name
     """Folder of the model that answers."""
+    adapter: Name
+    """Folder of an adapter on it; the model's own folder again stands for none."""
     roles: Annotated[list[Role], Field(min_length=1)]
     """Whose prompts are answered."""
     categories: list[Name]
@@ -41,11 +43,19 @@ class Sampler(sampling.Decoding):
 
 
 def run(
-    sampler: Sampler, base: Base, seed: int, *, name: str, model: Path, prompts: Path, out: Path
+    sampler: Sampler,
+    base: Base,
+    seed: int,
+    *,
+    name: str,
+    model: Path,
+    adapter: Path,
+    prompts: Path,
+    out: Path,
 ) -> dict[str, float]:
     """Write the completions; return their number, length, and share cut at the limit."""
-    asked = chosen_prompts(sampler, prompts)
-    lm = models.load(model, base)
+    asked = selection.chosen(prompts, sampler.roles, sampler.categories, section="samplers")
+    lm = models.load_adapted(model, adapter, base)
     requests = [Request(p.id, encode_prompt(lm, p.body()), sampler.completions) for p in asked]
     draws = sampling.sample(
         lm,
@@ -65,33 +75,6 @@ def run(
         "mean_tokens": sum(lengths) / len(lengths),
         "cut_share": sum(draw.finish == "length" for draw in draws) / len(draws),
     }
-
-
-def chosen_prompts(sampler: Sampler, folder: Path) -> list[Prompt]:
-    """Return the prompts that the sampler is to answer, in file order."""
-    every = [
-        p
-        for split in ("train", "validation", "test")
-        for p in files.read_lines(folder / f"{split}.jsonl", Prompt)
-    ]
-    known = {p.category for p in every}
-    for category in sampler.categories:
-        if category not in known:
-            raise Refusal(
-                f"params.yaml: samplers: no prompt has category '{category}'; there are "
-                f"{', '.join(sorted(known))}"
-            )
-    asked = [
-        p
-        for p in every
-        if p.role in sampler.roles and (not sampler.categories or p.category in sampler.categories)
-    ]
-    if not asked:
-        raise Refusal(
-            f"{folder}: no prompt has one of the roles {', '.join(sampler.roles)} and one of "
-            "the categories asked for"
-        )
-    return asked
 
 
 def completion(lm: LanguageModel, sampler: str, draw: Draw) -> Completion:

@@ -205,36 +205,66 @@ def estimate(value, n=400):
     return {"value": value, "low": value - 0.04, "high": value + 0.04, "n": n}
 
 
-LABELS = {
+def compared(value, alike=70, opposite=60):
+    return {
+        **estimate(value),
+        "alike": alike,
+        "opposite": opposite,
+        "tied_by_one": 9,
+        "tied_by_both": 4,
+    }
+
+
+REFUSED = {"refused": "nothing to measure it by"}
+LABELERS = (("valence", "lexicon", 0.82), ("words", "lexicon", 0.85), ("judge", "judge", 0.55))
+CRITERION = {
+    "weight": 1.0,
+    "vote_skills": {"valence": 0.82, "words": 0.85, "judge": 0.55},
     "agreement": {
         "raw": estimate(0.68),
         "between": {
-            "judge:valence": {**estimate(0.54), "alike": 70, "opposite": 60, "tied_by_one": 9},
-            "judge:words": {**estimate(0.57), "alike": 75, "opposite": 55, "tied_by_one": 8},
-            "valence:words": {**estimate(0.83), "alike": 300, "opposite": 60, "tied_by_one": 40},
+            "judge:valence": compared(0.54), "judge:words": compared(0.57),
+            "valence:words": compared(0.83, 300, 60),
         },
+        "kinds": {"judge:lexicon": compared(0.55), "lexicon:lexicon": compared(0.83, 300, 60)},
+        "people": {},
         "alpha_nominal": estimate(0.34),
         "alpha_ordinal": {"refused": "no prompt is ranked by two labelers"},
     },
     "labelers": {
         name: {
-            "kind": kind, "prompts": 600, "coverage": 0.98, "tie_rate": estimate(0.3),
-            "position_follow_rate": estimate(0.5), "skill": estimate(skill),
+            "prompts": 600, "coverage": 0.98, "tie_rate": estimate(0.3),
+            "position_follow_rate": REFUSED, "self_consistency": REFUSED, "gold": REFUSED,
+            "skill": estimate(skill),
         }
-        for name, kind, skill in (
-            ("valence", "lexicon", 0.82), ("words", "lexicon", 0.85), ("judge", "judge", 0.55)
-        )
+        for name, _, skill in LABELERS
     },
     "elo": {
         "all": {"comparisons": 1800, "refused": "one sampler only"},
         "judge": {"comparisons": 300, "ratings": {"base": {"value": 1000.0, "low": 980.0, "high": 1020.0}}},
     },
+}  # fmt: skip
+LABELS = {
+    "labelers": {
+        name: {"kind": kind, "vote": "counts", "rankings": 600, "thumbs": 0, "demonstrations": 0}
+        for name, kind, _ in LABELERS
+    },
+    "criteria": {"harmless": CRITERION},
+    "flagged": [
+        {
+            "labeler": "judge", "criterion": "harmless", "figure": "skill", **estimate(0.55),
+            "threshold": 0.6, "side": "below", "left_out": False,
+        }
+    ],
+    "left_out": {"not_named": {}, "other_criterion": {"judge": 3}},
     "pairs": {
         "judged": 3000, "written": {"train": 2100, "validation": 200, "test": 400},
         "removed": {"identical": 12}, "removed_share": 0.004,
         "removed_ids": {"identical": [f"pair-{n}" for n in range(12)]},
     },
     "prompts": {"with_pairs": 590, "without_pairs": 10, "all_junk": 0, "unranked": 3},
+    "signals": {"written": 0, "up": 0, "left_out": {"tie": 0, "leak": 0}},
+    "demonstrations": {"written": 0, "left_out": {"validation": 0, "test": 0, "leak": 0}},
 }  # fmt: skip
 
 

@@ -1,15 +1,17 @@
-"""A two-armed bandit: one token, and half of the vocabulary pays. PPO, RLOO and DPO learn it."""
+"""A two-armed bandit: one token, and half of the vocabulary pays. PPO, RLOO, DPO and KTO learn it."""
 
 import pytest
 import torch
 from test_dpo import P as DPO
+from test_kto import K as KTO
+from test_kto import judged, signal
 from test_ppo import P as PPO
 from test_ppo import but
 from test_reward import pair
 from test_rloo import R as RLOO
 from tiny_online import Planted, asks
 
-from stages.lib import dpo_trainer, models, training
+from stages.lib import dpo_trainer, kto_trainer, models, training
 from stages.lib.groups import group
 from stages.lib.ppo.loop import ALONE, Training
 from stages.lib.ppo.rollouts import Reference, Roles
@@ -74,7 +76,8 @@ def by_rloo(lm, sign, folder):
     training.fit(trainer, folder)
 
 
-def by_dpo(lm, sign, folder):
+def sides(lm, sign):
+    """What is to be liked and what is not, of tokens whose text gives them back."""
     texts, good_V = arms(lm)
     single = [
         i
@@ -82,7 +85,11 @@ def by_dpo(lm, sign, folder):
         if lm.tokenizer(text, add_special_tokens=False).input_ids == [i]
     ]
     both = [texts[i] for i in single if good_V[i]], [texts[i] for i in single if not good_V[i]]
-    chosen, rejected = both if sign > 0 else both[::-1]
+    return both if sign > 0 else both[::-1]
+
+
+def by_dpo(lm, sign, folder):
+    chosen, rejected = sides(lm, sign)
     some = [
         pair(n, prompt=PROMPT, chosen=a, rejected=b, role="align")
         for n, (a, b) in enumerate(zip(chosen, rejected, strict=False))
@@ -96,7 +103,23 @@ def by_dpo(lm, sign, folder):
     training.fit(trainer, folder)
 
 
-@pytest.mark.parametrize("learn", [by_ppo, by_rloo, by_dpo])
+def by_kto(lm, sign, folder):
+    some = [
+        signal(f"{n}-{up}-{k}", prompt=prompt, text=text, up=up)
+        for n, prompt in enumerate((PROMPT, "Once upon a time"))  # one to borrow answers from
+        for up, side in zip((True, False), sides(lm, sign), strict=True)
+        for k, text in enumerate(side[::4])
+    ]
+    knobs = KTO.model_copy(update={"batch_prompts": 2, "epochs": 20, "learning_rate": 2e-2})
+    models.add_lora(lm, rank=4, alpha=8, seed=0)
+    rows = kto_trainer.rows(judged(lm, some), batch_prompts=2, seed=0)
+    trainer = kto_trainer.JudgedKTOTrainer(
+        lm, knobs, rows, weights=(1.0, 1.0), seed=0, checkpoints=folder
+    )
+    training.fit(trainer, folder)
+
+
+@pytest.mark.parametrize("learn", [by_ppo, by_rloo, by_dpo, by_kto])
 def test_the_arm_that_pays_is_pulled_more_and_the_one_that_costs_less(
     tiny_folder, full_precision, tmp_path, learn
 ):  # property 31

@@ -96,10 +96,10 @@ OWNERS = {
     "dvc": {"runtime/declared", "commands/plan", "commands/revisions"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
-    "trl": {"dpo_trainer", "rloo_trainer"},
-    "datasets": {"importers", "dpo_trainer", "rloo_trainer"},
+    "trl": {"dpo_trainer", "kto_trainer", "rloo_trainer"},
+    "datasets": {"importers", "dpo_trainer", "kto_trainer", "rloo_trainer"},
     "plotly": {"reporting/figures", "reporting/page"},
-    "evalica": {"agreement"},
+    "evalica": {"labels/agreement"},
 }
 
 

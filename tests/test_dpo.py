@@ -281,7 +281,7 @@ def test_the_widest_pairs_of_a_prompt_are_kept(tiny):
 def test_no_pairs_for_alignment_is_refused(tiny_folder, full_precision, tmp_path):
     files.write_lines(tmp_path / "d/train.jsonl", planted(4, role="reward"))
     files.write_lines(tmp_path / "d/validation.jsonl", [])
-    with pytest.raises(Refusal, match=r"no pairs of role align; raise prompts.shares.align"):
+    with pytest.raises(Refusal, match=r"no pairs of role align; raise prompts.split.shares.align"):
         train(P, full_precision, tiny_folder, tmp_path / "d", tmp_path / "out")
 
 

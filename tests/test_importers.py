@@ -283,7 +283,7 @@ def test_a_path_out_of_the_sources_folder_is_refused(path):
 @pytest.mark.parametrize(
     "entry, message",
     [
-        ({"kind": "locl"}, "kind must be one of 'local', 'hub', not 'locl'"),
+        ({"kind": "locl"}, "kind must be one of 'local', 'provoked', 'hub', not 'locl'"),
         ({"kind": "local"}, "path is missing (Relative to the sources folder)"),
         ({"kind": "local", "path": "a", "colums": {}}, "colums is not a parameter of Local; "
          "did you mean 'columns'?"),

@@ -1,12 +1,9 @@
 """Log-probabilities and divergences against direct computation, whatever the batch and padding."""
 
-import math
-
 import pytest
 import torch
 
 from stages.lib import likelihood, models, tokens
-from stages.lib.models import ModelError
 from stages.lib.tokens import TokenSequence
 
 SEQUENCES = [
@@ -181,15 +178,78 @@ def test_divergence_adds_up_over_the_sequence(
     assert whole.k1 == pytest.approx(sum(p.k1 for p in pieces), rel=1e-3, abs=1e-4)
 
 
-def test_choices_are_the_models_probabilities_of_the_answers_last_tokens(tiny):
-    questions, answers = [(5, 6, 7), (8, 9)], [(10, 11), (10, 12)]
-    found = likelihood.choice(tiny, questions, answers, batch_tokens=100, label="test")
-    for row, question in zip(found, questions, strict=True):
-        a, b = (direct(tiny, TokenSequence(question, answer)) for answer in answers)
-        assert row[0].item() == pytest.approx(1 / (1 + math.exp(b - a)), abs=1e-4)
-    torch.testing.assert_close(found.sum(1), torch.ones(2, dtype=torch.float64))
+QUESTIONS = [[(5, 6, 7), (5, 6, 8, 9), (5, 6)], [(20, 21, 22, 23)], [(30,), (31, 32)]]
 
 
-def test_answers_that_the_tokenizer_splits_unevenly_are_refused(tiny):
-    with pytest.raises(ModelError, match="splits the judge's answers unevenly"):
-        likelihood.choice(tiny, [(5,)], [(10, 11), (12,)], batch_tokens=100, label="test")
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [(10, 11), (10, 12)],  # " (A" and " (B": one token differs, the last
+        [(10, 11, 13), (10, 12, 13)],  # and a bracket that closes both
+        [(11,), (12,)],  # one token each
+        [(10, 11), (12,)],  # no two alike
+        [(10, 11, 13), (14, 12, 13), (15,)],
+    ],
+)
+@pytest.mark.parametrize("batch_tokens", [1, 1000])
+def test_a_choice_is_the_softmax_of_the_answers_log_probabilities(tiny, answers, batch_tokens):
+    found = likelihood.choice(tiny, QUESTIONS, answers, batch_tokens=batch_tokens, label="test")
+    alike = len(answers) == 2 and len(answers[0]) == 3
+    whole = [answer[:2] for answer in answers] if alike else answers  # the bracket is left out
+    asked = [question for group in QUESTIONS for question in group]
+    logps = [[direct(tiny, TokenSequence(q, answer)) for answer in whole] for q in asked]
+    expected = torch.tensor(logps, dtype=torch.float64).log_softmax(-1)
+    torch.testing.assert_close(found.log(), expected, atol=1e-3, rtol=0)
+    assert found[:, 0].log().std() > 0.01
+    torch.testing.assert_close(found.sum(1), torch.ones(6, dtype=torch.float64))
+
+
+def test_one_pass_a_question_gives_what_reading_each_answer_whole_gives(tiny, monkeypatch):
+    answers = [(10, 11), (10, 12)]
+    fast = likelihood.choice(tiny, QUESTIONS, answers, batch_tokens=100, label="test")
+    monkeypatch.setattr(likelihood, "differing_token", lambda answers: ((), ()))
+    whole = likelihood.choice(tiny, QUESTIONS, answers, batch_tokens=100, label="test")
+    torch.testing.assert_close(fast, whole, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(fast, whole)  # two ways indeed
+
+
+def test_answers_differ_in_one_token_or_are_read_whole():
+    assert likelihood.differing_token([(1, 2, 9), (1, 3, 9)]) == ((1,), (2, 3))
+    assert likelihood.differing_token([(2,), (3,), (4,)]) == ((), (2, 3, 4))
+    assert likelihood.differing_token([(1, 2, 9), (1, 3, 8)]) == ((), ())  # in two
+    assert likelihood.differing_token([(1, 2), (1, 2, 9)]) == ((), ())  # in length
+    assert likelihood.differing_token([(1, 2), (1, 3, 9)]) == ((), ())
+
+
+def test_questions_are_split_where_they_cease_to_be_alike():
+    split = [
+        (s.prompt, s.completion) for s in likelihood.sharing_a_start([(1, 2, 3), (1, 2, 4, 5)])
+    ]
+    assert split == [((1, 2), (3,)), ((1, 2), (4, 5))]
+    # each keeps a token of its own, also where one is the beginning of the other or all are equal
+    split = [(s.prompt, s.completion) for s in likelihood.sharing_a_start([(1, 2), (1, 2, 3)])]
+    assert split == [((1,), (2,)), ((1,), (2, 3))]
+    split = [(s.prompt, s.completion) for s in likelihood.sharing_a_start([(1, 2), (1, 2)])]
+    assert split == [((1,), (2,)), ((1,), (2,))]
+    split = [(s.prompt, s.completion) for s in likelihood.sharing_a_start([(1, 2), (3, 4)])]
+    assert split == [((1,), (2,)), ((3,), (4,))]
+
+
+def test_what_questions_begin_with_is_read_once(tiny):
+    seen = []
+    tiny.backbone.embed_tokens.register_forward_hook(lambda m, i, o: seen.append(i[0].shape))
+    asked = [(5, 6, 7, 8, n) for n in range(9, 15)]
+    likelihood.choice(tiny, [asked], [(10, 11), (10, 12)], batch_tokens=1000, label="test")
+    assert seen == [(1, 4), (6, 2)]  # four tokens once; then six of its own token and the stem
+
+
+def test_a_models_own_precision_does_not_round_its_choice(tiny_folder):
+    from stages.lib.base import Base
+
+    half = models.load(tiny_folder, Base(quantisation="none", weights="rounded", dtype="bfloat16"))
+    states = []
+    half.backbone.register_forward_hook(lambda m, i, o: states.append(o.last_hidden_state[0, -1]))
+    for n in range(5, 25):
+        p = likelihood.choice(half, [[(n, 6, 7)]], [(11,), (12,)], batch_tokens=9, label="test")
+        logits = half.unembedding_VD[[11, 12]].double() @ states[-1].double()
+        torch.testing.assert_close(p[0], logits.softmax(-1), atol=1e-6, rtol=1e-4)

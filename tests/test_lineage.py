@@ -309,7 +309,7 @@ def set_leaf(tree, key, new):
 
 LEAVES = {
     "models.base.licence": "MIT",
-    "prompts.near_duplicate": 0.7,
+    "prompts.split.near_duplicate": 0.7,
     "samplers.base.temperature": 0.9,
     "labelers.words.tie": 1.0,
     "labelers.judge.tie": 0.05,

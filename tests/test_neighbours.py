@@ -170,3 +170,28 @@ def test_a_hundred_thousand_prompts_take_less_than_three_minutes():
     found = clusters([f"p{at:06}" for at in range(len(texts))], texts, threshold=0.6)
     assert time.perf_counter() - started < 180
     assert 85_000 < len(set(found)) < 99_000
+
+
+@given(
+    st.lists(st.text("abc ", min_size=1, max_size=12), max_size=8),
+    st.text("abc ", min_size=1, max_size=12),
+)
+def test_the_nearest_text_of_an_index_is_that_of_comparing_with_each(texts, text):
+    index = neighbours.Index()
+    for at, one in enumerate(texts):
+        index.add(str(at), one)
+    name, found = index.nearest(text)
+    each = [similarity(one, text) for one in texts]
+    assert found == max(each, default=0.0)
+    assert name == (str(each.index(found)) if found else None)
+
+
+def test_containment_is_the_share_of_a_texts_own_grams():
+    # "abcdef" has abcde and bcdef, both among the six of "xxabcdefxx": 2 of 2, and alike 2 of 6.
+    index = neighbours.Index()
+    index.add("long", "xxabcdefxx")
+    index.add("other", "abcdez")
+    assert index.container("abcdef") == ("long", 1.0)
+    assert index.container("abcdey") == ("long", 0.5)  # of equals the first
+    assert index.nearest("abcdef") == ("long", 2 / 6)
+    assert index.container("nothing") == (None, 0.0)

@@ -5,136 +5,26 @@ import shutil
 from pathlib import Path
 
 import pytest
+from label_world import (
+    LABELERS,
+    ROLES,
+    SAMPLERS,
+    World,
+    outcome,
+    prompt,
+    ranking,
+    read,
+    settings,
+)
 from ruamel.yaml import YAML
 
 from stages import pairs as stage
-from stages.lib.consensus import LabelError
-from stages.lib.records import Pair
+from stages.lib.labels.consensus import LabelError
 from stages.lib.runtime import files, params
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
 
 ROOT = Path(__file__).parents[1]
-LABELERS = {name: {"kind": "lexicon"} for name in ("ann", "bob", "eve")}
-SAMPLERS = {"base": {"model": "models/base"}}
-ROLES = ["reward", "monitor", "align", "validation", "test"]
-
-
-def settings(**changed):
-    given = {
-        "criterion": "harmless",
-        "consensus": "soft",
-        "ties": "drop",
-        "min_p_chosen": 0.5,
-        "skill_prior": [4.0, 2.0],
-        "junk_pairs": True,
-        "mixed_samplers": False,
-        "max_rejected": 0.05,
-        "elo_resamples": 20,
-        "agreement_resamples": 20,
-    }
-    return stage.Pairs(**(given | changed))
-
-
-def prompt(number, role):
-    return {
-        "id": f"p{number}",
-        "form": "continuation",
-        "category": "insult",
-        "source": "test",
-        "text": f"beginning {number}",
-        "messages": None,
-        "role": role,
-        "cluster": f"p{number}",
-    }
-
-
-def completion(number, index, sampler="base"):
-    return {
-        "id": f"p{number}#{index}",
-        "prompt_id": f"p{number}",
-        "sampler": sampler,
-        "index": index,
-        "text": f"answer {index}",
-        "finish": "stop",
-        "tokens": 3,
-        "logp": -1.0,
-    }
-
-
-def ranking(labeler, number, ranks, junk=(), **more):
-    given = {
-        "schema_version": 1,
-        "kind": "ranking",
-        "criterion": "harmless",
-        "prompt_id": f"p{number}",
-        "labeler": labeler,
-        "shown": [f"p{number}#{k}" for k in [*ranks, *junk]],
-        "ranks": {f"p{number}#{k}": rank for k, rank in ranks.items()},
-        "junk": {f"p{number}#{k}": "garbled" for k in junk},
-        "revision": 1,
-    }
-    return given | more
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-class World:
-    """A folder with ten prompts, two in each role, three completions each, and three labelers."""
-
-    def __init__(self, root):
-        self.root = root
-        self.out, self.metrics = root / "pairs", root / "labels.json"
-        by_split = {"train": [], "validation": [], "test": []}
-        for k in range(10):
-            role = ROLES[k % 5]
-            split = role if role in by_split else "train"
-            by_split[split].append(prompt(k, role))
-        for split, rows in by_split.items():
-            files.write_lines(root / "prompts" / f"{split}.jsonl", rows)
-        self.write("completions/base", [completion(k, c) for k in range(10) for c in range(3)])
-        for name in LABELERS:
-            # ann and bob agree; eve exchanges the last two, so on p#1:p#2 the vote is 2 to 1
-            ranks = {0: 1, 1: 3, 2: 2} if name == "eve" else {0: 1, 1: 2, 2: 3}
-            self.write(f"rankings/{name}", [ranking(name, k, ranks) for k in range(10)])
-
-    def write(self, name, rows):
-        files.write_lines(self.root / f"{name}.jsonl", rows)
-
-    def change(self, name, line, **fields):
-        rows = read(self.root / f"{name}.jsonl")
-        rows[line - 1] |= fields
-        self.write(name, rows)
-
-    def run(self, labelers=None, samplers=None, seed=1, **changed):
-        return stage.run(
-            settings(**changed),
-            LABELERS if labelers is None else labelers,
-            SAMPLERS if samplers is None else samplers,
-            seed,
-            rankings=self.root / "rankings",
-            completions=self.root / "completions",
-            prompts=self.root / "prompts",
-            out=self.out,
-            metrics=self.metrics,
-        )
-
-    def refusal(self, error, **given):
-        with pytest.raises(error) as refusal:
-            self.run(**given)
-        assert not self.out.exists()
-        assert not self.metrics.exists()
-        message = str(refusal.value)
-        assert "\n" not in message
-        return message.replace(f"{self.root}/", "")
-
-    def pairs(self, split):
-        return files.read_lines(self.out / f"{split}.jsonl", Pair)
-
-    def report(self):
-        return files.read_json(self.metrics)
 
 
 @pytest.fixture
@@ -191,16 +81,13 @@ def test_a_split_without_prompts_has_an_empty_file(world):
         world.write(name, [row for row in rows if int(row["prompt_id"][1:]) % 5 < 3])
     world.run()
     assert sorted(path.name for path in world.out.iterdir()) == [
+        "demonstrations.jsonl",
+        "signals.jsonl",
         "test.jsonl",
         "train.jsonl",
         "validation.jsonl",
     ]
     assert (world.out / "test.jsonl").read_bytes() == b""
-
-
-def outcome(world):
-    written = {path.name: path.read_bytes() for path in sorted(world.out.iterdir())}
-    return written | {"metrics": world.metrics.read_bytes()}
 
 
 @pytest.mark.parametrize("consensus", ["per_labeler", "majority", "weighted", "soft"])
@@ -290,7 +177,7 @@ def test_prompts_are_counted_by_what_became_of_them(world):
     world.run()
     counts = {"with_pairs": 8, "without_pairs": 0, "all_junk": 1, "unranked": 1}
     assert world.report()["prompts"] == counts
-    assert world.report()["labelers"]["ann"]["coverage"] == pytest.approx(0.9)
+    assert world.quality()["labelers"]["ann"]["coverage"] == pytest.approx(0.9)
 
 
 def test_every_pair_judged_is_written_removed_or_left_out(world):
@@ -317,7 +204,7 @@ def test_a_higher_revision_replaces_a_ranking_and_the_change_is_counted(world):
     world.run(consensus="per_labeler")
     chosen = {p.chosen_id for p in world.pairs("train") if p.id == "p0#0:p0#2:ann"}
     assert chosen == {"p0#2"}
-    assert world.report()["labelers"]["ann"]["reversed_by_revision"] == 3
+    assert world.quality()["labelers"]["ann"]["reversed_by_revision"] == 3
 
 
 def test_a_record_that_contradicts_itself_loses_its_pairs(world):
@@ -333,13 +220,19 @@ def test_a_record_that_contradicts_itself_loses_its_pairs(world):
 def test_the_report_holds_every_figure_or_the_reason_why_not(world):
     world.run()
     report = world.report()
-    assert set(report) == {"agreement", "elo", "labelers", "pairs", "prompts"}
+    assert set(report) == {
+        "criteria", "demonstrations", "flagged", "labelers", "left_out", "pairs", "prompts", "signals",
+    }  # fmt: skip
+    found = report["criteria"]["harmless"]
+    assert set(found) == {"agreement", "elo", "labelers", "vote_skills", "weight"}
     # ann and bob agree on 30 of 30 pairs, each agrees with eve on 20 of 30
-    assert report["agreement"]["raw"]["value"] == pytest.approx(70 / 90)
-    assert report["agreement"]["between"]["ann:eve"]["opposite"] == 10
-    assert report["labelers"]["ann"]["kind"] == "lexicon"
-    assert report["labelers"]["ann"]["skill"]["value"] > report["labelers"]["eve"]["skill"]["value"]
-    assert report["elo"]["all"]["refused"].startswith("a rating compares samplers")
+    assert found["agreement"]["raw"]["value"] == pytest.approx(70 / 90)
+    assert found["agreement"]["between"]["ann:eve"]["opposite"] == 10
+    assert report["labelers"]["ann"] == {
+        "kind": "lexicon", "vote": "counts", "rankings": 10, "thumbs": 0, "demonstrations": 0,
+    }  # fmt: skip
+    assert found["labelers"]["ann"]["skill"]["value"] > found["labelers"]["eve"]["skill"]["value"]
+    assert found["elo"]["all"]["refused"].startswith("a rating compares samplers")
 
 
 def test_every_leaf_of_the_report_is_a_number_or_text_or_a_list_of_ids(world):
@@ -359,10 +252,10 @@ def test_every_leaf_of_the_report_is_a_number_or_text_or_a_list_of_ids(world):
 def test_one_labeler_gives_pairs_and_reasons_in_place_of_agreement(world):
     for name in ("bob", "eve"):
         (world.root / "rankings" / f"{name}.jsonl").unlink()
-    found = world.run(labelers={"ann": {"kind": "human"}})
+    found = world.run(labelers={"ann": {"kind": "lexicon"}})
     assert found["pairs_train"] == 18
     assert "alpha_nominal" not in found
-    assert "refused" in world.report()["agreement"]["raw"]
+    assert "refused" in world.quality()["agreement"]["raw"]
 
 
 def two_samplers(world):
@@ -376,7 +269,7 @@ def test_two_samplers_have_ratings(world):
     # p#2 is of `other`. It loses to p#0 by all three and to p#1 by two labelers.
     samplers = two_samplers(world)
     world.run(samplers=samplers, mixed_samplers=True)
-    rated = world.report()["elo"]["all"]
+    rated = world.quality()["elo"]["all"]
     # 10 prompts x 2 pairs x 3 labelers; 50 wins to 10, 400 log10 5 = 279.6
     assert rated["comparisons"] == 60
     lead = rated["ratings"]["base"]["value"] - rated["ratings"]["other"]["value"]
@@ -405,7 +298,7 @@ def test_near_duplicate_prompts_across_splits_are_refused(world):  # property 39
 def test_a_ranking_of_a_completion_the_prompt_does_not_have_is_refused(world):
     world.write("rankings/ann", [ranking("ann", 0, {0: 1, 9: 2})])
     assert world.refusal(RecordError) == (
-        "rankings/ann.jsonl:1: ranks completion p0#9, which prompt p0 does not have "
+        "rankings/ann.jsonl:1: judges completion p0#9, which prompt p0 does not have "
         "(p0#0, p0#1, p0#2)"
     )
 
@@ -414,7 +307,7 @@ def test_a_ranking_of_another_prompts_completion_is_refused(world):
     row = ranking("ann", 0, {0: 1, 1: 2})
     world.write("rankings/ann", [row | {"prompt_id": "p1"}])
     assert world.refusal(RecordError) == (
-        "rankings/ann.jsonl:1: ranks completion p0#0, which prompt p1 does not have "
+        "rankings/ann.jsonl:1: judges completion p0#0, which prompt p1 does not have "
         "(p1#0, p1#1, p1#2)"
     )
 
@@ -422,7 +315,7 @@ def test_a_ranking_of_another_prompts_completion_is_refused(world):
 def test_a_ranking_of_an_unknown_prompt_is_refused(world):
     world.write("rankings/ann", [ranking("ann", 77, {0: 1, 1: 2})])
     assert world.refusal(RecordError) == (
-        "rankings/ann.jsonl:1: ranks prompt p77, which the prompts folder does not have"
+        "rankings/ann.jsonl:1: is about prompt p77, which there is not"
     )
 
 
@@ -474,8 +367,7 @@ def test_completions_are_checked_against_file_prompt_and_each_other(world):
     )
     world.change("completions/base", 5, sampler="base", prompt_id="p77")
     assert world.refusal(RecordError) == (
-        "completions/base.jsonl:5: completion p1#1 answers prompt p77, which the prompts folder "
-        "does not have"
+        "completions/base.jsonl:5: completion p1#1 answers prompt p77, which there is not"
     )
     world.change("completions/base", 5, prompt_id="p1", id="p0#0")
     assert world.refusal(RecordError) == (
@@ -488,23 +380,12 @@ def test_a_prompt_in_two_splits_or_in_the_wrong_one_is_refused(world):  # proper
     rows = read(path)
     files.write_lines(path, [*rows, prompt(0, "test")])
     assert world.refusal(RecordError) == (
-        "prompts/test.jsonl:3: prompt p0 stands in test and already in train; ids must differ"
+        "prompts/test.jsonl:3: prompt p0 occurs twice; ids must differ"
     )
     files.write_lines(path, [*rows, prompt(77, "align")])
     assert world.refusal(RecordError) == (
         "prompts/test.jsonl:3: prompt p77 has role align, which belongs in train.jsonl"
     )
-
-
-def test_labelers_of_different_criteria_are_refused_unless_one_is_selected(world):
-    rows = read(world.root / "rankings" / "eve.jsonl")
-    world.write("rankings/eve", [row | {"criterion": "helpful"} for row in rows])
-    assert world.refusal(LabelError, criterion=None).startswith(
-        "the rankings state 2 criteria (harmless, helpful), which never mix"
-    )
-    assert world.run(criterion="harmless")["agreement"] == 1
-    assert world.report()["labelers"]["eve"]["other_criterion"] == 10
-    assert world.report()["labelers"]["eve"]["coverage"] == 0
 
 
 def test_labels_from_which_no_pair_is_left_are_refused(world):

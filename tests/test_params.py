@@ -94,19 +94,27 @@ def sections(text):
                 yield section.format(name=key), types[name]
 
 
+def first_part(section):
+    return section.split(".")[0]
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
 def test_every_profile_is_a_complete_and_valid_params_file(file):
     text = YAML(typ="safe").load(file)
-    read = set()
+    read = {
+        name for stage in STAGES for name in map(first_part, entry_call(stage)) if not text[name]
+    }
     for section, kind in sections(text):
         params.load(section, kind, file)
-        read.add(section.split(".")[0])
+        read.add(first_part(section))
     assert read == set(text), "a section that no stage reads, or the other way round"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
 def test_the_shares_of_the_roles_sum_to_one(file):
-    assert sum(YAML(typ="safe").load(file)["prompts"]["shares"].values()) == pytest.approx(1)
+    assert sum(YAML(typ="safe").load(file)["prompts"]["split"]["shares"].values()) == pytest.approx(
+        1
+    )
 
 
 def test_every_parameter_says_what_it_is():
@@ -139,10 +147,20 @@ def test_a_refusal_names_the_place_inside_nested_records():
 
 def test_the_entries_that_are_off_by_default_are_valid_when_they_are_taken_in():
     from stages.align import ALGORITHMS, Policy
+    from stages.lib.pretraining import Pretrain
+    from stages.provoke import Provoker
+    from stages.revise import Reviser
 
     text = (ROOT / "params.yaml").read_text()
-    shown = re.sub(r"^  # (?=(  )?\w+:)", "  ", text, flags=re.M)
-    there, more = (YAML(typ="safe").load(one)["policies"] for one in (text, shown))
+    shown = re.sub(r"^  # (?=(  )*\w+:)", "  ", text, flags=re.M)
+    shown = re.sub(r"^(\w+): \{\}", r"\1:", shown, flags=re.M)
+    before, after = (YAML(typ="safe").load(one) for one in (text, shown))
+    for section, kind in (("pretrain", Pretrain), ("provokers", Provoker), ("revisers", Reviser)):
+        assert not before[section]
+        assert after[section]
+        for name, entry in after[section].items():
+            check(entry, kind, f"{section}.{name}")
+    there, more = before["policies"], after["policies"]
     assert {"sft", "rloo"} <= more.keys() - there.keys()
     for name, entry in more.items():
         check(entry, Policy, f"policies.{name}")

@@ -27,10 +27,9 @@ OUTPUTS = ("train.jsonl", "validation.jsonl", "test.jsonl")
 
 
 def section(paths, **over):
-    plain = {
-        "sources": [{"kind": "local", "path": path} for path in paths],
-        "near_duplicate": 0.6, "salt": "1", "shares": SHARES,
-    }  # fmt: skip
+    own = {"near_duplicate": 0.6, "salt": "1", "shares": SHARES}
+    split = own | {key: over.pop(key) for key in (*own, "slat") if key in over}
+    plain = {"sources": [{"kind": "local", "path": path} for path in paths], "split": split}
     return check(plain | over, Prompts, "params.yaml: prompts")
 
 
@@ -48,8 +47,9 @@ def write(folder, **contents):
 def stage(folder, names, **over):
     """Run the stage on files of folder/in; return its prompts by file, and the metrics."""
     found = prompts.run(
-        section([f"{name}.jsonl" for name in names], **over),
-        sources=folder / "in", out=folder / "out", metrics=folder / "prompts.json",
+        section([f"{name}.jsonl" for name in names], **over), {},
+        sources=folder / "in", provocations=folder / "provoked", out=folder / "out",
+        metrics=folder / "prompts.json",
     )  # fmt: skip
     by_file = {name: files.read_lines(folder / "out" / name, Prompt) for name in OUTPUTS}
     return by_file, json.loads((folder / "prompts.json").read_text()), found
@@ -90,7 +90,7 @@ def test_no_prompt_has_two_roles_and_none_is_lost(tmp_path):
 
 def test_a_role_depends_on_text_and_salt_alone(tmp_path):
     write(tmp_path / "in", a=rows(sentences(100)))
-    shares = section(["a"]).shares
+    shares = section(["a"]).split.shares
     for prompt in kept(tmp_path, ["a"]).values():
         assert prompt.role == role_at(position(normalise(prompt.text), "1"), shares)
 
@@ -148,7 +148,7 @@ LONG = "The old man at the harbour leaned over the rail and shouted at the boys 
 
 def test_near_duplicates_in_another_role_than_the_most_protected_are_left_out(tmp_path):
     texts = near(LONG, 30)
-    shares = section(["a"]).shares
+    shares = section(["a"]).split.shares
     expected = {
         f"p-{at:04}": role_at(position(normalise(text), "1"), shares)
         for at, text in enumerate(texts)
@@ -262,7 +262,8 @@ def test_the_same_bytes_come_out_in_another_process_with_other_hashes(tmp_path):
         "import sys; from pathlib import Path; from stages import prompts\n"
         "from stages.lib.runtime.schema import check; import json\n"
         "p = check(json.loads(sys.argv[1]), prompts.Prompts, 'p'); f = Path(sys.argv[2])\n"
-        "prompts.run(p, sources=f / 'in', out=f / sys.argv[3], metrics=f / sys.argv[3] / 'm.json')"
+        "out = f / sys.argv[3]\n"
+        "prompts.run(p, {}, sources=f / 'in', provocations=f, out=out, metrics=out / 'm.json')"
     )
     given_params = section(["a.jsonl"]).model_dump_json()
     for seed in ("1", "2"):
@@ -357,11 +358,11 @@ def test_a_run_that_dies_between_two_files_leaves_the_earlier_output_as_it_was(
 @pytest.mark.parametrize(
     "over, message",
     [
-        ({"near_duplicate": 0.0}, "near_duplicate must be greater than 0, not 0.0"),
-        ({"near_duplicate": 1.1}, "near_duplicate must be less than or equal to 1, not 1.1"),
-        ({"salt": 1}, "salt must be a valid string, not 1"),
-        ({"shares": SHARES | {"sft": 0.2}}, "shares: the shares must sum to 1, not 1.1"),
-        ({"slat": "1"}, "slat is not a parameter of Prompts; did you mean 'salt'?"),
+        ({"near_duplicate": 0.0}, "split.near_duplicate must be greater than 0, not 0.0"),
+        ({"near_duplicate": 1.1}, "split.near_duplicate must be less than or equal to 1, not 1.1"),
+        ({"salt": 1}, "split.salt must be a valid string, not 1"),
+        ({"shares": SHARES | {"sft": 0.2}}, "split.shares: the shares must sum to 1, not 1.1"),
+        ({"slat": "1"}, "split.slat is not a parameter of Split; did you mean 'salt'?"),
     ],
 )
 def test_params_out_of_range_are_refused(over, message):
@@ -388,7 +389,12 @@ def test_params_name_every_file_of_the_projects_own_prompts_and_each_fits():
 def test_the_projects_own_prompts_pass_with_nothing_left_out(tmp_path):
     p = params.load("prompts", Prompts)
     found = prompts.run(
-        p, sources=Path("data/sources/prompts"), out=tmp_path / "out", metrics=tmp_path / "m.json"
+        p,
+        {},
+        sources=Path("data/sources/prompts"),
+        provocations=tmp_path,
+        out=tmp_path / "out",
+        metrics=tmp_path / "m.json",
     )
     assert found["left_out"] == 0
 

@@ -10,10 +10,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_evaluations import EVALUATE, HOSTILE, POLICIES, REPORT, row, write_lines, write_world
+from synthetic_evaluations import (
+    EVALUATE,
+    HOSTILE,
+    POLICIES,
+    REPORT,
+    compared,
+    estimate,
+    row,
+    write_lines,
+    write_world,
+)
 
 from stages import report
 from stages.lib.reporting import figures
+from stages.lib.reporting.numerals import breakable
 from stages.lib.runtime import params
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
@@ -204,7 +215,9 @@ def test_a_hostile_completion_is_text_and_never_an_element(page):
 def test_a_hostile_name_cannot_end_the_data_of_a_figure(copied, tmp_path):
     labels = json.loads(copied["labels"].read_text())
     evil = "</script><script>alert(1)</script>"
-    labels["agreement"]["between"] = {evil: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
+    labels["criteria"]["harmless"]["agreement"]["between"] = {
+        evil: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    }
     copied["labels"].write_text(json.dumps(labels))
     run(copied)
     text = (copied["out"] / "report.html").read_text()
@@ -342,12 +355,77 @@ def test_sections_that_labels_and_reward_lack_are_left_out(copied):
 
 def test_labels_by_people_are_not_denied(copied):
     labels = json.loads(copied["labels"].read_text())
-    labels["labelers"]["ada"] = {"kind": "human", "prompts": 12}
+    labels["labelers"]["ada"] = {"kind": "people", "rankings": 12}
+    labels["criteria"]["harmless"]["agreement"]["people"] = {"words": compared(0.71)}
     copied["labels"].write_text(json.dumps(labels))
     run(copied)
     text = (copied["out"] / "report.html").read_text()
     assert "No person labelled" not in text
     assert "People (ada)" in text
+    told = breakable(" ".join(Elements(text).text))
+    assert "People beside each model: share of pairs that both order alike" in told
+    assert "71.0 [67.0, 75.0] % of 400 pairs; tied by one 9, by both 4" in told
+
+
+def test_who_is_flagged_is_named_before_the_tables_and_stands_first_in_them(page, world):
+    told = breakable(" ".join(Elements(page).text))
+    flag = "harmless: skill 0.550 [0.510, 0.590], below 0.6; not left out"
+    assert flag in told
+    assert told.index(flag) < told.index("Each labeler")
+    names = re.findall(r'aria-label="([^"]+)"><tbody>', page)
+    assert names.index("judge (flagged)") < names.index("valence") < names.index("words")
+    markdown = (world["out"] / "report.md").read_text()
+    assert f"- **judge** is flagged: {flag}." in markdown
+
+
+def test_several_criteria_have_sections_of_their_own_and_a_trade_off(copied):
+    labels = json.loads(copied["labels"].read_text())
+    harmless = labels["criteria"]["harmless"]
+    helpful = {
+        **harmless,
+        "weight": 0.25,
+        "agreement": {**harmless["agreement"], "raw": estimate(0.6)},
+    }
+    labels["criteria"] = {"harmless": {**harmless, "weight": 0.75}, "helpful": helpful}
+    taken = {"harmless": estimate(0.7), "helpful": estimate(0.2), "neither": estimate(0.1)}
+    shares = {"alike": estimate(0.5), "conflict": estimate(0.3), "tie": estimate(0.2)}
+    labels["trade_off"] = {"harmless:helpful": {"pairs": 400, **shares, "taken": taken}}
+    copied["labels"].write_text(json.dumps(labels))
+    run(copied)
+    text = (copied["out"] / "report.html").read_text()
+    told = breakable(" ".join(Elements(text).text))
+    assert "Judged by “helpful” (weight 25.0 %)" in " ".join(told.split())
+    assert "harmless and helpful: conflict 30.0 [26.0, 34.0] % of 400 pairs" in " ".join(
+        told.split()
+    )
+    wanted = (
+        "harmless and helpful: in conflict, the verdict is that of harmless 70.0 [66.0, 74.0] %"
+    )
+    assert wanted in " ".join(told.split())
+    elements = Elements(text)
+    drawn = {
+        a["id"]: json.loads(spec)
+        for a, spec in zip(
+            [a for tag, a in elements.found if tag == "script"], elements.scripts, strict=True
+        )
+        if a.get("type") == "application/json"
+    }
+    # one mark a criterion, and their colours differ
+    both = drawn["figure-agreement"]["data"]
+    assert [trace["name"] for trace in both] == ["harmless", "helpful"]
+    assert len({trace["marker"]["color"] for trace in both}) == 2
+    assert [trace["name"] for trace in drawn["figure-trade-off"]["data"]] == [
+        "alike",
+        "conflict",
+        "tie",
+    ]
+    markdown = (copied["out"] / "report.md").read_text()
+    assert "- harmless and helpful: conflict: 30.0 [26.0, 34.0] % of 400 pairs." in markdown
+
+
+def test_one_criterion_has_no_heading_of_its_own_and_no_trade_off(page):
+    assert "Judged by" not in page
+    assert "figure-trade-off" not in page
 
 
 def test_a_negative_estimate_of_the_kl_is_shown_and_flagged(copied):

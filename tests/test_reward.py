@@ -13,23 +13,25 @@ from stages.lib.groups import collate, group
 from stages.lib.models import ModelError
 from stages.lib.records import Pair
 from stages.lib.reward_model import Answer, Head, Normaliser
-from stages.lib.reward_trainer import fit_scorer, probe
-from stages.lib.reward_training import Trained
+from stages.lib.reward_trainer import fit_scorer, new_head, probe
+from stages.lib.reward_training import Task, Trained
 from stages.lib.runtime.schema import Refusal
 from stages.lib.tokens import TokenSequence
 
 # The probe alone would find the planted word: held small, it leaves training something to learn.
 PARAMS = Trained(
-    source="trained", reads="models/base", max_tokens=64, normaliser_completions=10, resamples=100, bins=10,
+    source="trained", reads="models/base", starts_from="models/base", max_tokens=64, normaliser_completions=10, resamples=100, bins=10,
     roles=["reward"], probe_l2=1.0, lora_rank=4, lora_alpha=8, learning_rate=5e-3, warmup=0.0, epochs=6, batch_prompts=8, max_grad_norm=1.0,
 )  # fmt: skip
 
 
-def pair(number, *, chosen, rejected, prompt=None, p=1.0, role="reward", margin=1.0):
+def pair(
+    number, *, chosen, rejected, prompt=None, p=1.0, role="reward", margin=1.0, criterion="harmless"
+):
     prompt = prompt or f"Tale {number}:"
     return Pair(
         id=f"p{number}", prompt_id=prompt.replace(" ", "-"), cluster=prompt.replace(" ", "-"), role=role,
-        category="insult", prompt=prompt, chosen_id=f"c{number}", rejected_id=f"r{number}", chosen=chosen,
+        category="insult", criterion=criterion, prompt=prompt, chosen_id=f"c{number}", rejected_id=f"r{number}", chosen=chosen,
         rejected=rejected, chosen_finish="length", rejected_finish="length", p_chosen=p, weight=1.0,
         margin=margin, votes=1, labelers=["words"], junk=False,
     )  # fmt: skip
@@ -53,13 +55,9 @@ def planted(count=48, role="reward"):
 def trained(tiny_folder, full_precision, tmp_path_factory):
     lm = models.load(tiny_folder, full_precision)
     before = {k: v.clone() for k, v in lm.model.state_dict().items()}
-    head, rows = fit_scorer(
-        lm,
-        PARAMS,
-        group(lm, planted(), max_tokens=64),
-        seed=0,
-        checkpoints=tmp_path_factory.mktemp("ck"),
-    )
+    groups = group(lm, planted(), max_tokens=64)
+    head = new_head(lm, PARAMS, groups, seed=0)
+    rows = fit_scorer(lm, head, PARAMS, groups, seed=0, checkpoints=tmp_path_factory.mktemp("ck"))
     normal = [Answer(p.prompt, t, "length") for p in planted() for t in (p.chosen, p.rejected)]
     return reward_model.fitted(lm, head, normal, max_tokens=64), rows, before, normal
 
@@ -256,6 +254,38 @@ def test_accuracy_is_over_pairs_with_ties_half_and_over_prompts_beside():  # pro
     assert found["length_accuracy"]["value"] == pytest.approx(0.875)
 
 
+def test_accuracy_stands_by_criterion_where_there_are_several():
+    # x over yy by harmless (right), yy over x by helpful (wrong), q over x by helpful (right)
+    table = {"x": 1.0, "yy": 0.0, "q": 2.0}
+    pairs = [
+        pair(1, prompt="A", chosen="x", rejected="yy"),
+        pair(2, prompt="A", chosen="yy", rejected="x", criterion="helpful"),
+        pair(3, prompt="B", chosen="q", rejected="x", criterion="helpful"),
+    ]
+    draws = {"seed": 0, "resamples": 200, "bins": 10}
+    found = reward_quality.measure(Fixed(table), pairs, **draws)
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+    by = found["by_criterion"]
+    assert {name: (own["value"], own["n"]) for name, own in by.items()} == {
+        "harmless": (1.0, 1),
+        "helpful": (0.5, 2),
+    }
+    assert "by_criterion" not in reward_quality.measure(Fixed(table), pairs[1:], **draws)
+
+
+def test_two_criteria_may_order_the_same_two_completions_both_ways(tiny):
+    there = pair(1, prompt="P", chosen=" a", rejected=" b")
+    back = pair(1, prompt="P", chosen=" b", rejected=" a", criterion="helpful").model_copy(
+        update={"id": "p1:helpful", "chosen_id": "r1", "rejected_id": "c1", "weight": 0.25}
+    )
+    (one,) = group(tiny, [there, back], max_tokens=64)
+    batch = collate([one])
+    assert len(batch.sequences) == 2  # each completion is encoded once
+    # equally sure and wide, so by id
+    assert (batch.chosen_P.tolist(), batch.rejected_P.tolist()) == ([0, 1], [1, 0])
+    assert batch.weight_P.tolist() == [1.0, 0.25]
+
+
 def test_a_calibrated_scorer_has_the_error_of_its_null_and_a_confident_one_more():  # property 41
     rng = np.random.default_rng(0)
     p = rng.uniform(0.5, 0.98, 800)
@@ -341,17 +371,21 @@ def test_no_pairs_to_learn_from_is_refused(tmp_path, tiny_folder, full_precision
 
     files.write_lines(tmp_path / "train.jsonl", planted(4, role="align"))
     files.write_lines(tmp_path / "test.jsonl", planted(4, role="test"))
-    with pytest.raises(Refusal, match=r"no pairs of role reward; raise prompts.shares.reward"):
-        reward_training.train(
-            PARAMS,
-            full_precision,
-            0,
-            reads=tiny_folder,
-            pairs=tmp_path,
-            normal=[],
-            out=tmp_path,
-            curves=tmp_path / "c.csv",
-        )
+    with pytest.raises(
+        Refusal, match=r"no pairs of role reward; raise prompts.split.shares.reward"
+    ):
+        reward_training.train(PARAMS, task(tmp_path, tiny_folder, full_precision))
+
+
+def task(folder, base_folder, base, **changes):
+    """A training on the pairs in a folder, with its results there as well."""
+    (folder / "out").mkdir(exist_ok=True)
+    given = {
+        "base": base, "seed": 0, "reads": base_folder, "starts_from": base_folder, "pairs": folder,
+        "normal": [Answer(p.prompt, t, "length") for p in planted() for t in (p.chosen, p.rejected)],
+        "out": folder / "out", "curves": folder / "c.csv",
+    }  # fmt: skip
+    return Task(**given | changes)
 
 
 def test_the_state_that_is_scored_is_that_of_the_last_real_token(tiny):  # property 2

@@ -10,6 +10,7 @@ from tiny_online import LOOKS, Planted, asks, write_reward
 
 from stages.lib import models, reward_model
 from stages.lib.algorithms import rloo
+from stages.lib.algorithms.online import Looks
 from stages.lib.online import Manner, look
 from stages.lib.rloo_trainer import AskTrainer
 from stages.lib.tokens import encode_completion
@@ -19,7 +20,7 @@ R = rloo.Rloo(
     algorithm="rloo", starts_from="models/base", learns_from="models/reward", prompts="data/prompts",
     categories=[], batch_prompts=4, samples=8, epochs=1, max_steps=20, max_tokens=6, batch_tokens=4096,
     temperature=1.0, lora_rank=4, lora_alpha=8, learning_rate=2e-2, max_grad_norm=1.0, clip=0.2,
-    beta=0.02, score_clip=None, look_prompts=3, look_samples=8,
+    beta=0.02, score_clip=None, look=Looks(prompts=3, samples=8),
 )  # fmt: skip
 
 

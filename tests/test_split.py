@@ -86,27 +86,34 @@ def test_resharing_what_is_left_moves_no_test_or_validation_prompt():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"test": 0.2}, "p: prompts.shares: the shares must sum to 1, not 0.98"),
-        ({"test": 0.22 + 2e-9}, "p: prompts.shares: the shares must sum to 1, not 1.000000002"),
+        ({"test": 0.2}, "p: prompts.split.shares: the shares must sum to 1, not 0.98"),
+        (
+            {"test": 0.22 + 2e-9},
+            "p: prompts.split.shares: the shares must sum to 1, not 1.000000002",
+        ),
         (
             {"test": -0.1, "sft": 0.32},
-            "p: prompts.shares.test must be greater than or equal to 0, not -0.1",
+            "p: prompts.split.shares.test must be greater than or equal to 0, not -0.1",
         ),
         (
             {"tset": 0.1},
-            "p: prompts.shares.tset is not a parameter of Shares; did you mean 'test'?",
+            "p: prompts.split.shares.tset is not a parameter of Shares; did you mean 'test'?",
         ),
     ],
 )
 def test_shares_that_are_no_shares_are_refused(change, message):
     with pytest.raises(Refusal) as refused:
-        check(DECLARED | change, Shares, "p: prompts.shares")
+        check(DECLARED | change, Shares, "p: prompts.split.shares")
     assert str(refused.value) == message
 
 
 def test_a_missing_share_is_refused_and_said_what_for():
-    with pytest.raises(Refusal, match=r"^p: prompts.shares.monitor is missing \(Pairs for the mon"):
-        check({k: v for k, v in DECLARED.items() if k != "monitor"}, Shares, "p: prompts.shares")
+    with pytest.raises(
+        Refusal, match=r"^p: prompts.split.shares.monitor is missing \(Pairs for the mon"
+    ):
+        check(
+            {k: v for k, v in DECLARED.items() if k != "monitor"}, Shares, "p: prompts.split.shares"
+        )
 
 
 def test_shares_may_miss_1_by_less_than_a_billionth():

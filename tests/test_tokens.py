@@ -36,7 +36,8 @@ def test_the_same_text_is_the_same_tokens_for_reward_and_alignment(tiny):  # pro
     from stages.lib.records import Pair
 
     pair = Pair(
-        id="p1", prompt_id="q", cluster="q", role="align", category="c", prompt="He said", chosen_id="a",
+        id="p1", prompt_id="q", cluster="q", role="align", category="c",
+        criterion="harmless", prompt="He said", chosen_id="a",
         rejected_id="b", chosen=" yes", rejected=" no", chosen_finish="stop", rejected_finish="length",
         p_chosen=1.0, weight=1.0, margin=1.0, votes=1, labelers=["x"], junk=False,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import pytest
 
+from stages.lib.runtime.schema import Strict
 from stages.lib.runtime.tracking import lineage, store
 
 
@@ -68,3 +69,11 @@ def test_runs_beyond_one_page_are_found(connection):
     real = connection.client.search_runs
     connection.client.search_runs = lambda *a, **k: real(*a, **{**k, "max_results": 2})
     assert sorted(r.data.tags["n"] for r in connection.runs("")) == ["0", "1", "2"]
+
+
+def test_a_section_is_plain_data_however_deep_its_classes_lie():
+    class Toy(Strict):
+        n: int
+
+    found = store.plain({"a": [Toy(n=1), {"b": Toy(n=2)}], "c": Toy(n=3), "d": [4]})
+    assert found == {"a": [{"n": 1}, {"b": {"n": 2}}], "c": {"n": 3}, "d": [4]}

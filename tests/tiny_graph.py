@@ -5,6 +5,7 @@
 Real DVC, real MLflow, profiles/tiny.yaml as params.yaml. What the models say means nothing.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
-    "fetch@base", "prompts", "sample@base", "rank@valence", "rank@words", "rank@judge", "pairs", "reward",
+    "fetch@base", "provoke@red", "prompts", "sample@base", "revise@own", "rank@valence", "rank@words", "rank@judge", "pairs", "pretrain@votes", "reward",
     "align@baseline", "align@unquantised", "align@dpo", "align@ppo",
     "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo", "report",
 }  # fmt: skip
@@ -38,6 +39,7 @@ def workspace(folder: Path) -> Path:
     from tiny_model import build
 
     build(folder / "tiny-model")
+    write_votes(folder / "data/preferences/votes")
     for command in (
         ["git", "init", "-q"],
         ["git", "config", "user.email", "tiny@localhost"],
@@ -49,6 +51,32 @@ def workspace(folder: Path) -> Path:
     ):
         shell(folder, *command)
     return folder
+
+
+def write_votes(folder: Path) -> None:
+    """Questions with an answer that many found useful and one that few did, as posts of a site."""
+    folder.mkdir(parents=True)
+    with (folder / "posts.jsonl").open("w") as out:
+        for n in range(24):
+            own = {
+                "site": "tea.example.com",
+                "parent_id": None,
+                "accepted_answer_id": None,
+                "title": None,
+            }
+            texts = (
+                f"<p>Is tea {n} good?</p>",
+                f"<p>Yes, hot, for {n} minutes.</p>",
+                "<p>No idea.</p>",
+            )
+            for at, (text, score) in enumerate(zip(texts, (1, 5, 0), strict=True)):
+                kind = (
+                    {"type": "answer", "parent_id": 10 * n}
+                    if at
+                    else {"type": "question", "title": f"Tea {n}"}
+                )
+                post = own | kind | {"id": 10 * n + at, "score": score, "body_html": text}
+                out.write(json.dumps(post) + "\n")
 
 
 def environment(folder: Path) -> dict[str, str]:

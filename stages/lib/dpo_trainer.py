@@ -1,4 +1,4 @@
-"""TRL's DPO trainer on whole prompts, with soft labels and weights. TRL is used here only.
+"""TRL's DPO trainer on whole prompts, with soft labels and weights.
 
 TRL's `sigmoid` loss ignores `label_smoothing`, has neither soft labels nor weights, appends EOS to
 completions that were cut at the token limit, and runs a completion once for every pair it is in.

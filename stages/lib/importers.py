@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from stages.lib.records import Form, Name, SourcePrompt, Text
 from stages.lib.runtime.files import RecordError, raw_lines
@@ -24,6 +24,25 @@ Row = tuple[str, int, Any]
 """Where a row stands, its number from 1, and its plain data."""
 
 Toxicity = Annotated[float, Field(ge=0, le=1)]
+
+
+def _inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError(
+            f"'{path}' leaves the sources folder, where DVC would not see it change; "
+            "copy the file into the folder"
+        )
+    return path
+
+
+InsidePath = Annotated[Text, AfterValidator(_inside)]
+"""A path relative to the folder of sources, and in it."""
+
+Repository = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[\w-][\w.-]*$")]
+"""owner/name on the hub."""
+
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+"""40 hexadecimal digits: a branch or tag may mean other data tomorrow."""
 
 
 class Columns(Strict):
@@ -52,7 +71,7 @@ class Local(Strict):
     """A file in the sources folder: .jsonl, .json (a list), .csv, each also .gz, or .parquet."""
 
     kind: Literal["local"]
-    path: Text
+    path: InsidePath
     """Relative to the sources folder."""
     columns: Columns | None = None
     """None: each row is a prompt by itself, with the fields of `SourcePrompt`."""
@@ -61,29 +80,36 @@ class Local(Strict):
     category: Name | None = None
     source: Text | None = None
 
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError(
-                f"'{path}' leaves the sources folder, where DVC would not see it change; "
-                "copy the file into the folder"
-            )
-        return path
-
     @property
     def origin(self) -> str:
         """Name in the metrics, and first part of the ids that are made."""
         return self.path
 
 
+class Provoked(Strict):
+    """What an entry of `provokers` wrote, in the form of `SourcePrompt`."""
+
+    kind: Literal["provoked"]
+    entry: Name
+
+    @property
+    def path(self) -> str:
+        """Relative to data/provocations."""
+        return f"{self.entry}.jsonl"
+
+    @property
+    def origin(self) -> str:
+        """Name in the metrics."""
+        return f"provoked:{self.entry}"
+
+
 class HubSource(Strict):
     """What every adapter of a hub dataset needs to know."""
 
     kind: Literal["hub"]
-    repository: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[\w-][\w.-]*$")]
+    repository: Repository
     """owner/name. A folder of this name in the sources folder is read instead of the hub."""
-    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+    revision: Commit
     """Commit, 40 hexadecimal digits: a branch or tag may mean other data tomorrow."""
     subset: Text | None = None
     """The hub calls it config; None is the only or the default one."""
@@ -129,7 +155,7 @@ class HubColumns(HubSource):
 
 
 Hub = Annotated[RealToxicityPrompts | Dialogue | HubColumns, Field(discriminator="adapter")]
-Source = Annotated[Local | Hub, Field(discriminator="kind")]
+Source = Annotated[Local | Provoked | Hub, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +183,7 @@ def read(source: Source, folder: Path) -> Gathered:
 
     Args:
         source: its entry in params.
-        folder: the sources folder.
+        folder: the sources folder; data/provocations for what was provoked.
 
     Raises:
         RecordError: the source cannot be read, a row does not fit, or none is left.
@@ -167,7 +193,7 @@ def read(source: Source, folder: Path) -> Gathered:
     for where, number, row in _rows(source, folder):
         if not isinstance(row, dict):
             _refuse(where, f"must be an object with named fields, not {type(row).__name__}")
-        name = f"{_without_ending(source.origin)}:{number}"
+        name = f"{without_ending(source.origin)}:{number}"
         dropped = _dropped(source, row, where, taken=len(prompts))
         if dropped:
             left_out.append(LeftOut(dropped[0], name, dropped[1]))
@@ -181,7 +207,8 @@ def read(source: Source, folder: Path) -> Gathered:
 
 def unread(sources: Sequence[Source], folder: Path) -> list[str]:
     """Return the files of the sources folder that no source names, so that none is forgotten."""
-    named = [folder / (one.path if isinstance(one, Local) else one.repository) for one in sources]
+    own = [one for one in sources if not isinstance(one, Provoked)]
+    named = [folder / (one.path if isinstance(one, Local) else one.repository) for one in own]
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -190,7 +217,7 @@ def unread(sources: Sequence[Source], folder: Path) -> list[str]:
 
 
 def _rows(source: Source, folder: Path) -> Iterator[Row]:
-    return (local_rows if isinstance(source, Local) else hub_rows)(source, folder)
+    return (hub_rows if isinstance(source, HubSource) else local_rows)(source, folder)
 
 
 def _dropped(
@@ -212,7 +239,7 @@ def _outside(
     low, high = source.min_toxicity, source.max_toxicity
     if low is None and high is None:
         return None
-    score = _reach(row, "prompt.toxicity", where)
+    score = reach(row, "prompt.toxicity", where)
     if score is None:
         return "no_toxicity", "prompt.toxicity is null"
     if not isinstance(score, int | float):
@@ -225,12 +252,12 @@ def _outside(
 def _plain(source: Source, row: dict[str, Any], where: str, name: str) -> dict[str, Any]:
     """Return a row as the fields of `SourcePrompt`."""
     match source:
-        case Local(columns=None):
+        case Local(columns=None) | Provoked():
             return _joined(row, _constants(source), where)
         case RealToxicityPrompts():
-            found = {"form": "continuation", "text": _reach(row, "prompt.text", where)}
+            found = {"form": "continuation", "text": reach(row, "prompt.text", where)}
         case Dialogue():
-            dialogue = _reach(row, source.dialogue, where)
+            dialogue = reach(row, source.dialogue, where)
             _refuse_blank(dialogue, source.dialogue, where)
             found = {"form": "chat", "text": f"{source.instruction}\n\n{dialogue}"}
         case _:
@@ -260,7 +287,7 @@ def _constants(source: Source) -> dict[str, Any]:
 def _picked(row: dict[str, Any], columns: Columns, where: str) -> dict[str, Any]:
     """Return the named columns. A whole number as id becomes text; nothing else is converted."""
     named = columns.model_dump(exclude_none=True)
-    picked = {field: _reach(row, column, where) for field, column in named.items()}
+    picked = {field: reach(row, column, where) for field, column in named.items()}
     if type(picked.get("id")) is int:
         picked["id"] = str(picked["id"])
     return picked
@@ -274,8 +301,12 @@ def _joined(plain: dict[str, Any], constants: dict[str, Any], where: str) -> dic
     return plain | constants
 
 
-def _reach(row: dict[str, Any], column: str, where: str) -> Any:
-    """Return a column's value; a name that holds a dot is tried whole before it is taken apart."""
+def reach(row: dict[str, Any], column: str, where: str) -> Any:
+    """Return a column's value; a name that holds a dot is tried whole before it is taken apart.
+
+    Raises:
+        RecordError: the row has no such column.
+    """
     if column in row:
         return row[column]
     found: Any = row
@@ -290,22 +321,35 @@ def _refuse(where: str, what: str) -> NoReturn:
     raise RecordError(f"{where}: {what}") from None
 
 
-def local_rows(source: Local, folder: Path) -> Iterator[Row]:
+def local_rows(source: Local | Provoked, folder: Path) -> Iterator[Row]:
     """Return the rows of a file, read by its ending.
 
     Raises:
         RecordError: no such file, an ending that is not known, or content that does not fit it.
     """
-    path = folder / source.path
+    return file_rows(folder / source.path, named_by="prompts.sources")
+
+
+def file_rows(path: Path, *, named_by: str) -> Iterator[Row]:
+    """Return the rows of a file, read by its ending.
+
+    Args:
+        path: .jsonl, .json (a list), .csv, each also .gz, or .parquet.
+        named_by: who names the file, for the message where it is absent.
+
+    Raises:
+        RecordError: no such file, an ending that is not known, or content that does not fit it.
+    """
     if not path.is_file():
-        _refuse(str(path), "no such file, though prompts.sources names it")
-    ending = path.name.removeprefix(_without_ending(path.name))
+        _refuse(str(path), f"no such file, though {named_by} names it")
+    ending = path.name.removeprefix(without_ending(path.name))
     if ending not in READERS:
         _refuse(str(path), f"must end in {', '.join(READERS)}")
     return READERS[ending](path)
 
 
-def _without_ending(name: str) -> str:
+def without_ending(name: str) -> str:
+    """Return a file's name without its ending, `.csv.gz` and the like as one."""
     ending = next((ending for ending in READERS if name.endswith(ending)), "")
     return name.removesuffix(ending)
 

@@ -7,6 +7,7 @@ Shape suffixes: B = sequences in the batch, T = tokens, N = completion tokens of
 D = hidden size, V = vocabulary.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.lib.models import LanguageModel, ModelError
+from stages.lib.models import LanguageModel
 from stages.lib.prefix import with_completions
-from stages.lib.tokens import TokenSequence, batches, batches_by_prompt
+from stages.lib.tokens import TokenSequence, batches_by_prompt
 
 CHUNK = 64
 """Completion tokens whose logits are in memory at once. 64 x 49,152 x 4 bytes = 13 MB stay in the
@@ -146,10 +147,9 @@ def divergences(
     return [Divergence(*column) for column in sums.T.tolist()]
 
 
-@torch.inference_mode()
 def choice(
     lm: LanguageModel,
-    questions: Sequence[tuple[int, ...]],
+    groups: Sequence[Sequence[tuple[int, ...]]],
     answers: Sequence[tuple[int, ...]],
     *,
     batch_tokens: int,
@@ -157,34 +157,84 @@ def choice(
 ) -> Tensor:
     """Return how a model divides its belief among a few answers to each question.
 
+    Where the tokenizer splits the answers alike but for one token, as it does " (A)" and " (B)" in
+    most cases, one pass a question shows all of them: tokens after that one are the same in every
+    answer and are left out. Otherwise each answer is read whole.
+
     Args:
         lm: the model that answers.
-        questions: token ids.
-        answers: token ids, alike but for their last one, so that one pass a question does.
+        groups: questions as token ids; what those of a group begin with alike is read once.
+        answers: token ids.
         batch_tokens: padded tokens in memory at once.
         label: of the progress bar.
 
     Returns:
-        p_QA: probability of each answer against the others; rows sum to 1.
-
-    Raises:
-        ModelError: the tokenizer splits the answers so that more than the last token differs.
+        p_QA: probability of each answer against the others, groups in order; rows sum to 1.
     """
-    stems = {answer[:-1] for answer in answers}
-    if len(stems) != 1:
-        raise ModelError(
-            f"{lm.folder}: the tokenizer splits the judge's answers unevenly; another model "
-            "would do"
-        )
-    stem = stems.pop()
-    last = torch.tensor([answer[-1] for answer in answers], device=lm.device)
-    # A sequence needs a completion; the one token stands for the answer, whose state is not used
-    sequences = [TokenSequence((*question, *stem), answers[0][-1:]) for question in questions]
-    p_QA = torch.zeros(len(questions), len(answers), dtype=torch.float64)
+    stem, last = differing_token(answers)
+    if last:
+        return _choice_of_token(lm, groups, stem, last, batch_tokens=batch_tokens, label=label)
+    questions = [question for group in groups for question in group]
+    logps = all_logps(
+        lm,
+        [TokenSequence(question, answer) for question in questions for answer in answers],
+        batch_tokens=batch_tokens,
+        label=label,
+    )
+    return logps.view(len(questions), len(answers)).double().softmax(-1)
+
+
+def differing_token(
+    answers: Sequence[tuple[int, ...]],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens before the only one in which answers differ, and that one of each answer.
+
+    (1, 2, 9) and (1, 3, 9) give (1,) and (2, 3). Where they differ in more than one token, or in
+    length, both are empty.
+    """
+    columns = list(zip(*answers, strict=False))
+    places = [place for place, column in enumerate(columns) if len(set(column)) > 1]
+    if len(places) != 1 or len({len(answer) for answer in answers}) != 1:
+        return (), ()
+    return answers[0][: places[0]], columns[places[0]]
+
+
+@torch.inference_mode()
+def _choice_of_token(
+    lm: LanguageModel,
+    groups: Sequence[Sequence[tuple[int, ...]]],
+    stem: tuple[int, ...],
+    last: tuple[int, ...],
+    *,
+    batch_tokens: int,
+    label: str,
+) -> Tensor:
+    # A sequence needs a token that is predicted; the first answer's stands for all of them
+    asked = [[(*question, *stem, last[0]) for question in group] for group in groups]
+    sequences = [sequence for group in asked for sequence in sharing_a_start(group)]
+    letters_AD = lm.unembedding_VD[torch.tensor(last, device=lm.device)].float()
+    p_QA = torch.zeros(len(sequences), len(last), dtype=torch.float64)
     with tqdm(total=len(sequences), desc=label, unit="question", mininterval=1) as bar:
-        for batch in batches([len(s) for s in sequences], batch_tokens=batch_tokens):
-            at = positions(lm, [sequences[i] for i in batch])
-            logits_BV = torch.nn.functional.linear(at.hidden_ND, lm.unembedding_VD)
-            p_QA[batch] = logits_BV[:, last].double().softmax(-1).cpu()
+        for batch in batches_by_prompt(sequences, batch_tokens=batch_tokens):
+            some = [sequences[i] for i in batch]
+            prefix, ids_BT, lengths_B = with_completions(lm, some)
+            hidden_BD = prefix.hidden_BD
+            if ids_BT.shape[1] > 1:
+                hidden_BTD = torch.cat([hidden_BD[:, None], prefix.read(ids_BT[:, :-1])], 1)
+                hidden_BD = hidden_BTD[torch.arange(len(some), device=lm.device), lengths_B - 1]
+            # In bfloat16 a logit of 20 is rounded to a multiple of 1/8, and p to one of 0.03
+            logits_BA = hidden_BD.float() @ letters_AD.T
+            p_QA[batch] = logits_BA.double().softmax(-1).cpu()
             bar.update(len(batch))
     return p_QA
+
+
+def sharing_a_start(group: Sequence[tuple[int, ...]]) -> list[TokenSequence]:
+    """Split texts where they cease to be alike; what they share becomes the prompt.
+
+    Each keeps a token of its own; texts that share not even the first are split after it.
+    """
+    columns = zip(*group, strict=False)
+    alike = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    at = max(1, min(alike, min(map(len, group)) - 1))
+    return [TokenSequence(ids[:at], ids[at:]) for ids in group]

@@ -1,8 +1,9 @@
 """Preference losses, as pure functions of scores and log-probabilities.
 
-Shape suffixes: P = comparisons (pairs).
+Shape suffixes: P = comparisons (pairs), E = examples judged one by one, M = mismatched examples.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -105,3 +106,70 @@ def ipo_loss(
 def weighted_mean(losses_P: Tensor, weights_P: Tensor) -> Tensor:
     """Return sum(w l) / sum(w): prompts count alike however many pairs they have."""
     return (losses_P * weights_P).sum() / weights_P.sum()
+
+
+def kto_reference_point(log_ratios_M: Tensor) -> Tensor:
+    """Estimate the point that KTO counts gains and losses from, section 4.1 of its paper.
+
+        z0 = max(0, mean_i log pi(y_j | x_i) / ref(y_j | x_i)),  y_j an answer to another prompt
+
+    It stands for KL(policy || reference), whose estimate from the policy's own answers would need
+    sampling at each step. It is biased, and the paper says so. It is one number a batch: the mean
+    of two halves' numbers is that of the whole only where neither was raised to 0.
+
+    Args:
+        log_ratios_M: policy minus reference, of answers put after a prompt that is not theirs;
+            sums of token log-probabilities in nats.
+
+    Returns:
+        z0 in nats, at least 0, through which no gradient flows. For [3, -1] it is 1.
+
+    Raises:
+        ValueError: there is none to take the mean of.
+    """
+    if not len(log_ratios_M):
+        raise ValueError("the reference point of KTO needs an answer put after another prompt")
+    return log_ratios_M.detach().mean().clamp(min=0)
+
+
+def kto_loss(
+    log_ratios_E: Tensor,
+    up_E: Tensor,
+    z0: Tensor,
+    *,
+    beta: float,
+    up_weight: float,
+    down_weight: float,
+) -> Tensor:
+    """Kahneman-Tversky Optimization, Ethayarajh et al. 2024 (arXiv:2402.01306), section 4.1.
+
+        loss = up_weight   * [1 - sigmoid( beta * (r - z0) )]    where the answer is good
+               down_weight * [1 - sigmoid( beta * (z0 - r) )]    where it is bad
+
+    It is the paper's lambda_y - v(x, y). Far from z0, on either side, the gradient goes to 0.
+
+    Args:
+        log_ratios_E: r, policy minus reference, sums of token log-probabilities in nats.
+        up_E: whether each answer is good, boolean.
+        z0: see `kto_reference_point`, in nats.
+        beta: 1/nats, > 0. Larger reaches the flat ends of the sigmoid sooner.
+        up_weight: the paper's lambda_D; down_weight: its lambda_U. Both > 0.
+
+    Returns:
+        losses_E, dimensionless, between 0 and the weight: half the weight where r is z0.
+
+    Raises:
+        ValueError: beta or a weight is not positive, or a label is neither good nor bad.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta must be > 0, not {beta}: at 0 the loss is half the weight")
+    if min(up_weight, down_weight) <= 0:
+        raise ValueError(f"weights must be > 0, not {up_weight} and {down_weight}")
+    if up_E.dtype != torch.bool or up_E.shape != log_ratios_E.shape:
+        raise ValueError(
+            f"up_E must hold a boolean for each of {tuple(log_ratios_E.shape)} log-ratios, not "
+            f"{up_E.dtype} {tuple(up_E.shape)}"
+        )
+    gain_E = torch.where(up_E, log_ratios_E - z0, z0 - log_ratios_E)
+    weight_E = torch.where(up_E, up_weight, down_weight)
+    return weight_E * torch.sigmoid(-beta * gain_E)  # 1 - sigmoid(u) is sigmoid(-u)

@@ -101,6 +101,21 @@ def load(folder: Path, base: Base, *, quantised: bool = True) -> LanguageModel:
     return _with_tokenizer(model, folder)
 
 
+def load_adapted(folder: Path, adapter: Path, base: Base) -> LanguageModel:
+    """Load a model with a saved adapter at work, frozen.
+
+    Args:
+        folder: the model.
+        adapter: folder of the adapter; the model's own folder stands for none.
+        base: section `base` of params.yaml.
+
+    Raises:
+        ModelError: as `load` and `load_adapter` do.
+    """
+    lm = load(folder, base)
+    return lm if adapter.resolve() == folder.resolve() else load_adapter(lm, adapter, name="policy")
+
+
 _held: dict[int, FileLock] = {}
 
 
@@ -207,7 +222,15 @@ def trainable(model: PeftModel) -> PeftModel:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # TRL makes them bfloat16 where the base is packed
+            parameter.data = parameter.data.float()
     return model
+
+
+def trainable_parameters(lm: LanguageModel) -> float:
+    """Return how many numbers training moves."""
+    return float(sum(p.numel() for p in lm.model.parameters() if p.requires_grad))
 
 
 def training_precision(lm: LanguageModel) -> torch.autocast:

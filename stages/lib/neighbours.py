@@ -141,3 +141,49 @@ def _root(parent_N: list[int], at: int) -> int:
 def _at_least(bound: float) -> int:
     """Round up from a hair below: 0.07 * 100 is 7.000000000000001, and 7 shared grams would do."""
     return max(math.ceil(bound - 1e-9), 1)
+
+
+class Index:
+    """Texts that others are compared with, one after the other."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sizes: list[int] = []
+        self._holders: dict[str, list[int]] = {}
+
+    def add(self, name: str, text: str) -> None:
+        """Take in one normalised text under a name."""
+        found = grams(text)
+        for gram in found:
+            self._holders.setdefault(gram, []).append(len(self._names))
+        self._names.append(name)
+        self._sizes.append(len(found))
+
+    def nearest(self, text: str) -> tuple[str | None, float]:
+        """Return the name of the most similar text, of equals the first, and its similarity.
+
+        None and 0 where no text has a gram in common.
+        """
+        size, shared = self._shared(text)
+        return self._best(
+            {at: count / (size + self._sizes[at] - count) for at, count in shared.items()}
+        )
+
+    def container(self, text: str) -> tuple[str | None, float]:
+        """Return the name of the text that holds the largest share of this one's grams, and that.
+
+        Broder's containment: |A and B| / |A|. `abcdef` is held by `xxabcdefxx` to the full, and
+        their similarity is 2 of 6.
+        """
+        size, shared = self._shared(text)
+        return self._best({at: count / size for at, count in shared.items()})
+
+    def _shared(self, text: str) -> tuple[int, Counter[int]]:
+        ours = grams(text)
+        return len(ours), Counter(at for gram in ours for at in self._holders.get(gram, ()))
+
+    def _best(self, found: dict[int, float]) -> tuple[str | None, float]:
+        if not found:
+            return None, 0.0
+        at = min(found, key=lambda one: (-found[one], one))
+        return self._names[at], found[at]

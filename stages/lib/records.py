@@ -1,5 +1,6 @@
 """The records that flow through the graph, one class for each kind of line."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -59,6 +60,8 @@ class Demonstration(SourcePrompt):
     """A prompt with the answer that a model should learn to give."""
 
     answer: Text
+    finish: Literal["stop", "length"] = "stop"
+    """As of `Completion`; after an answer that was cut no end is learned."""
 
 
 class Prompt(SourcePrompt):
@@ -89,8 +92,8 @@ class Completion(Strict):
 class Label(Strict):
     """What every line of a labeler has, whatever was asked.
 
-    One line for each (prompt, labeler, criterion, revision); a correction is a line with a higher
-    revision, and the highest counts.
+    One line for each (kind, prompt, completions, labeler, criterion, revision); a correction is a
+    line with a higher revision, and the highest counts.
     """
 
     schema_version: Literal[1]
@@ -110,6 +113,33 @@ class Label(Strict):
     """SHA-256 of what was shown: prompt, completions, criterion."""
     revision: Annotated[int, Field(ge=1)]
 
+    @property
+    def about(self) -> list[str]:
+        """Ids of the completions that it is about."""
+        raise NotImplementedError
+
+    @property
+    def subject(self) -> tuple[object, ...]:
+        """What it is about; of a labeler's lines on it the highest revision counts.
+
+        The completions are part of it: those of a later round are another task than the first's.
+        """
+        return *self._asked, self.criterion, self.prompt_id, tuple(sorted(self.about))
+
+    @property
+    def _asked(self) -> tuple[str, bool]:
+        """The kind of task, and whether it was asked a second time."""
+        raise NotImplementedError
+
+
+class Preference(Strict):
+    """How sure a labeler is which of two completions is better."""
+
+    first: Name
+    second: Name
+    p_first: Annotated[float, Field(ge=0, le=1)]
+    """Probability that first is the better one."""
+
 
 class Ranking(Label):
     """One labeler's ranking of one prompt's completions: competition ranks, 1 is best."""
@@ -122,8 +152,19 @@ class Ranking(Label):
     """Completion id to reason ('F'); a junk completion has no rank."""
     scores: dict[Name, float] | None = None
     """What a model labeler computed, higher is better; people have none."""
+    preferences: list[Preference] | None = None
+    """Of pairs of what was shown, by a labeler that compares two at a time; others have none."""
     repeat: bool = False
     """Asked a second time, to see whether the labeler agrees with themself; it makes no pairs."""
+
+    @property
+    def about(self) -> list[str]:
+        """All that were shown."""
+        return self.shown
+
+    @property
+    def _asked(self) -> tuple[str, bool]:
+        return "ranking", self.repeat
 
     @model_validator(mode="after")
     def _covers_what_was_shown(self) -> "Ranking":
@@ -137,6 +178,7 @@ class Ranking(Label):
             raise ValueError(f"neither ranks nor junks {missing} of prompt {self.prompt_id}")
         for extra in sorted(judged - set(self.shown)):
             raise ValueError(f"ranks completion {extra}, which was not shown for {self.prompt_id}")
+        self._require_own_pairs()
         in_order = sorted(self.ranks.values())
         for place, rank in enumerate(in_order, start=1):
             expected = in_order[place - 2] if place > 1 and rank == in_order[place - 2] else place
@@ -146,6 +188,15 @@ class Ranking(Label):
                 )
         return self
 
+    def _require_own_pairs(self) -> None:
+        pairs = [frozenset((p.first, p.second)) for p in self.preferences or []]
+        for pair in pairs:
+            if len(pair) != 2 or not pair <= set(self.shown):
+                found = " and ".join(sorted(pair))
+                raise ValueError(f"prefers between {found}, which are not two of those shown")
+        if len(set(pairs)) != len(pairs):
+            raise ValueError(f"states a preference between two of {self.prompt_id} twice")
+
 
 class Thumbs(Label):
     """One labeler's verdict on one completion, up or down."""
@@ -154,6 +205,15 @@ class Thumbs(Label):
     completion_id: Name
     up: bool
 
+    @property
+    def about(self) -> list[str]:
+        """The one."""
+        return [self.completion_id]
+
+    @property
+    def _asked(self) -> tuple[str, bool]:
+        return "thumbs", False
+
 
 class Written(Label):
     """The answer that a labeler wrote to a prompt."""
@@ -161,19 +221,50 @@ class Written(Label):
     kind: Literal["demonstration"]
     answer: Text
 
+    @property
+    def about(self) -> list[str]:
+        """None: the answer is to the prompt."""
+        return []
+
+    @property
+    def _asked(self) -> tuple[str, bool]:
+        return "demonstration", False
+
 
 class Skip(Label):
     """A task that a labeler passed over, and why; it takes back what they said of it before."""
 
     kind: Literal["skip"]
     task: Literal["ranking", "thumbs", "demonstration"]
-    completion_id: Name | None = None
-    """Of a thumbs task."""
+    shown: list[Name]
+    """Completion ids, as in the label that was asked for; one for thumbs, none for an answer."""
     repeat: bool = False
     reason: Text
 
+    @property
+    def about(self) -> list[str]:
+        """Those of the label that was asked for."""
+        return self.shown
+
+    @property
+    def _asked(self) -> tuple[str, bool]:
+        return self.task, self.repeat
+
 
 AnyLabel = Annotated[Ranking | Thumbs | Written | Skip, Field(discriminator="kind")]
+
+
+def latest(labels: Iterable[AnyLabel]) -> list[AnyLabel]:
+    """Return the label that counts of each labeler and task, without what was asked twice.
+
+    It is the one of the highest revision, and of two of that revision the later one.
+    """
+    last: dict[tuple[object, ...], AnyLabel] = {}
+    for label in labels:
+        key = label.labeler, *label.subject
+        if key not in last or last[key].revision <= label.revision:
+            last[key] = label
+    return [x for x in last.values() if not (isinstance(x, Ranking) and x.repeat)]
 
 
 class Pair(Strict):

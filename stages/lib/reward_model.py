@@ -236,12 +236,8 @@ def load(lm: LanguageModel, folder: Path, *, name: str) -> Scorer:
         normaliser = Normaliser(**files.read_json(folder / NORMALISER))
         card = files.read_json(folder / CLASSIFIER)
         return ClassifierReward(**{**card, "folder": Path(card["folder"])}, normalise=normaliser)
-    if not (folder / HEAD).is_file():
-        raise ModelError(f"{folder}: holds no reward model (no {HEAD})")
+    head = read_head(folder)
     models.load_adapter(lm, folder, name=name)
-    weights = load_file(folder / HEAD)
-    head = Head(weights["weight"].shape[1], seed=0)
-    head.load_state_dict(weights)
     return TrainedReward(
         lm,
         name,
@@ -249,6 +245,20 @@ def load(lm: LanguageModel, folder: Path, *, name: str) -> Scorer:
         files.read_json(folder / CARD)["max_tokens"],
         Normaliser(**files.read_json(folder / NORMALISER)),
     )
+
+
+def read_head(folder: Path) -> Head:
+    """Return the head of a trained reward model.
+
+    Raises:
+        ModelError: the folder has none.
+    """
+    if not (folder / HEAD).is_file():
+        raise ModelError(f"{folder}: holds no reward model (no {HEAD})")
+    weights = load_file(folder / HEAD)
+    head = Head(weights["weight"].shape[1], seed=0)
+    head.load_state_dict(weights)
+    return head
 
 
 def load_both(lm: LanguageModel, folder: Path) -> tuple[Scorer, Scorer | None]:

@@ -22,10 +22,12 @@ def measure(
     Returns:
         accuracy: share of pairs with chosen above rejected, ties half, each pair counting once,
             with a cluster-bootstrap interval; prompt_accuracy: the mean over prompts; by_margin:
-            accuracy by quarter of the labelers' margin; length_accuracy: of preferring the shorter
+            accuracy by quarter of the labelers' margin; by_criterion: accuracy by what was asked,
+            where there are several criteria; length_accuracy: of preferring the shorter
             completion; ece and ece_null: calibration error of sigmoid(margin), and what a perfect
             model shows on as few pairs; calibration: the curve; length_spearman: mean rank
-            correlation of score and length within a prompt.
+            correlation of score and length within a prompt; loss: the mean of preference_loss, in
+            nats.
     """
     if not pairs:
         raise ValueError("no held-out pairs to measure a reward model on")
@@ -51,11 +53,24 @@ def measure(
         ).plain(),
         "length_accuracy": bootstrap_mean(shorter, clusters, **draws).plain(),
         "by_margin": _by_margin(right, np.array([pair.margin for pair in pairs])),
+        **_by_criterion(right, pairs, draws),
         "ece": calibration_error(both_p, both, bins=bins),
         "ece_null": calibration_null(p, resamples=200, seed=seed, bins=bins),
         "calibration": _curve(both_p, both, bins),
         "length_spearman": spearman,
+        "loss": float(
+            np.mean(outcome * np.logaddexp(0, -margins) + (1 - outcome) * np.logaddexp(0, margins))
+        ),
     }
+
+
+def numbers(quality: dict[str, Any]) -> dict[str, float]:
+    """Return what of a measurement is one number: an estimate's value, and plain numbers."""
+    found = {
+        key: value["value"] if isinstance(value, dict) and "value" in value else value
+        for key, value in quality.items()
+    }
+    return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
 
 
 def _margins(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, float]:
@@ -89,6 +104,21 @@ def _by_margin(right: np.ndarray, margin: np.ndarray) -> dict[str, dict[str, flo
         for q, name in enumerate(QUARTERS)
         if (which == q).any()
     }
+
+
+def _by_criterion(
+    right: np.ndarray, pairs: Sequence[Pair], draws: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Return section `by_criterion`, or nothing where all pairs are of one criterion."""
+    names = sorted({pair.criterion for pair in pairs})
+    if len(names) < 2:
+        return {}
+    found = {}
+    for name in names:
+        of_it = [i for i, pair in enumerate(pairs) if pair.criterion == name]
+        clusters = [pairs[i].cluster for i in of_it]
+        found[name] = bootstrap_mean(right[of_it], clusters, **draws).plain()
+    return {"by_criterion": found}
 
 
 def _curve(p: np.ndarray, outcome: np.ndarray, bins: int) -> list[dict[str, float]]:

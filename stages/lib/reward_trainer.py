@@ -5,18 +5,16 @@ Shape suffixes: B = unique sequences of the batch, P = pairs.
 
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
 
 from stages.lib import losses, models, training
 from stages.lib.groups import Batch, Group, collate
+from stages.lib.lora import ScorerTraining, require_size
 from stages.lib.models import LanguageModel
-from stages.lib.reward_model import Head, TrainableScorer, last_states_of
-
-if TYPE_CHECKING:
-    from stages.lib.reward_training import Trained
+from stages.lib.reward_model import Head, TrainableScorer, last_states_of, read_head
 
 
 def probe(lm: LanguageModel, head: Head, groups: list[Group], *, l2: float) -> None:
@@ -30,9 +28,15 @@ def probe(lm: LanguageModel, head: Head, groups: list[Group], *, l2: float) -> N
 
     which is convex, so that the result depends on the pairs alone.
     """
-    sequences = [s for g in groups for s in g.sequences]
-    states_BD = last_states_of(lm, sequences, label="probe") / head.scale
     batch = collate(groups)
+    states_BD = last_states_of(lm, batch.sequences, label="probe")
+    direction_D = best_direction(states_BD / head.scale, batch, l2=l2)
+    with torch.no_grad():
+        head.weight.copy_(direction_D[None])
+
+
+def best_direction(states_BD: torch.Tensor, batch: Batch, *, l2: float) -> torch.Tensor:
+    """Return the minimum of `probe`'s objective, weights of the states as they are given."""
     apart_PD = (states_BD[batch.chosen_P] - states_BD[batch.rejected_P]).double()
     weight_D = torch.zeros(apart_PD.shape[1], dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([weight_D], max_iter=500, line_search_fn="strong_wolfe")
@@ -47,19 +51,40 @@ def probe(lm: LanguageModel, head: Head, groups: list[Group], *, l2: float) -> N
         return value
 
     solver.step(objective)
-    with torch.no_grad():
-        head.weight.copy_(weight_D.detach()[None])
+    return weight_D.detach().float()
+
+
+def new_head(lm: LanguageModel, knobs: ScorerTraining, groups: list[Group], *, seed: int) -> Head:
+    """Attach a new adapter, which changes nothing yet, and return a head probed on the base."""
+    models.add_lora(lm, rank=knobs.lora_rank, alpha=knobs.lora_alpha, seed=seed)
+    head = Head(lm.unembedding_VD.shape[1], seed=seed)
+    probe(lm, head, groups, l2=knobs.probe_l2)
+    return head.to(lm.device)
+
+
+def pretrained_head(lm: LanguageModel, knobs: ScorerTraining, folder: Path) -> Head:
+    """Attach a copy of a reward model's adapter to go on from, and return its head.
+
+    Raises:
+        Refusal: the folder holds no reward model, or an adapter of another size.
+    """
+    require_size(folder, knobs, kind="reward model")
+    head = read_head(folder)
+    models.continue_adapter(lm, folder)
+    return head.to(lm.device)
 
 
 def fit_scorer(
-    lm: LanguageModel, reward: "Trained", groups: list[Group], *, seed: int, checkpoints: Path
-) -> tuple[Head, list[dict[str, float]]]:
-    """Train a new adapter and head on `lm`; return the head and one row of curves a step."""
-    models.add_lora(lm, rank=reward.lora_rank, alpha=reward.lora_alpha, seed=seed)
-    head = Head(lm.unembedding_VD.shape[1], seed=seed)
-    probe(lm, head, groups, l2=reward.probe_l2)
-    head = head.to(lm.device)
-    arguments = training.arguments(reward, prompts=len(groups), seed=seed, checkpoints=checkpoints)
+    lm: LanguageModel,
+    head: Head,
+    knobs: ScorerTraining,
+    groups: list[Group],
+    *,
+    seed: int,
+    checkpoints: Path,
+) -> list[dict[str, float]]:
+    """Train the adapter `default` of `lm` and the head; return one row of curves a step."""
+    arguments = training.arguments(knobs, prompts=len(groups), seed=seed, checkpoints=checkpoints)
     trainer = PreferenceTrainer(
         model=TrainableScorer(lm, head),
         args=TrainingArguments(**arguments),
@@ -69,7 +94,8 @@ def fit_scorer(
     )
     rows = training.fit(trainer, checkpoints)
     lm.model.eval()
-    return head.requires_grad_(False), rows
+    head.requires_grad_(False)
+    return rows
 
 
 class PreferenceTrainer(Trainer):

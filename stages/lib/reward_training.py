@@ -5,6 +5,7 @@ Shape suffixes: B = unique sequences of the batch, P = pairs.
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from stages.lib import reward_quality
 from stages.lib.base import Base
-from stages.lib.lora import LoraTraining
+from stages.lib.lora import ScorerTraining
 from stages.lib.records import Completion, Name, Pair, Prompt
 from stages.lib.reward_model import Answer
 from stages.lib.runtime import files
@@ -22,6 +23,9 @@ from stages.lib.runtime.schema import Refusal, Strict
 class _Common(Strict):
     reads: Name
     """Folder of the base, or of the classifier."""
+    starts_from: Name
+    """What `reads` names again, for a new adapter and head; or models/pretrained/<name>, whose
+    adapter and head both reward model and monitor go on from."""
     max_tokens: Annotated[int, Field(ge=2)]
     """A sequence."""
     normaliser_completions: Annotated[int, Field(ge=2)]
@@ -32,14 +36,12 @@ class _Common(Strict):
     """Of the calibration curve."""
 
 
-class Trained(_Common, LoraTraining):
+class Trained(_Common, ScorerTraining):
     """Section `reward`, with an adapter and a head trained on pairs."""
 
     source: Literal["trained"]
     roles: Annotated[list[Literal["reward", "align"]], Field(min_length=1)]
     """Of the prompts learnt from; the monitor learns from role `monitor`, which is in neither."""
-    probe_l2: Annotated[float, Field(gt=0)]
-    """Of the head's start; larger keeps it smaller."""
 
 
 class Classified(_Common):
@@ -73,83 +75,123 @@ def baseline_answers(
     return answers
 
 
-def train(
-    reward: Trained,
-    base: Base,
-    seed: int,
-    *,
-    reads: Path,
-    pairs: Path,
-    normal: Sequence[Answer],
-    out: Path,
-    curves: Path,
-) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One training or adoption: what it reads, and where its results go."""
+
+    base: Base
+    seed: int
+    reads: Path
+    """The base, or the classifier."""
+    starts_from: Path
+    """See `_Common`."""
+    pairs: Path
+    """Folder of train.jsonl and test.jsonl."""
+    normal: Sequence[Answer]
+    """What the normaliser is fitted to."""
+    out: Path
+    curves: Path
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether adapter and head are new ones."""
+        return self.starts_from.resolve() == self.reads.resolve()
+
+    def inputs(self, knobs: Trained) -> tuple[Any, ...]:
+        """Return all that the result depends on, code included, for `training.checkpoints`."""
+        read = self.reads, self.starts_from, self.pairs
+        return knobs, self.base, self.seed, *read, Path(__file__).parent
+
+    def held_out(self) -> list[Pair]:
+        """Return the pairs that a reward model is measured on."""
+        return files.read_lines(self.pairs / "test.jsonl", Pair)
+
+
+def train(reward: Trained, task: Task) -> dict[str, dict[str, Any]]:
     """Train reward model and monitor on disjoint prompts; measure both on test pairs.
+
+    Both start from the same pretrained model where `starts_from` names one: what it saw are no
+    pairs of the graph, so that they stay each other's check on those.
 
     Returns:
         `reward` and `monitor`, each with accuracy, calibration and sizes.
     """
-    from stages.lib import models, reward_model, training
-    from stages.lib.groups import group
-    from stages.lib.reward_trainer import fit_scorer
-
-    learned = files.read_lines(pairs / "train.jsonl", Pair)
-    held_out = files.read_lines(pairs / "test.jsonl", Pair)
+    learned = files.read_lines(task.pairs / "train.jsonl", Pair)
+    held_out = task.held_out()
     report: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    both = ("reward", out, reward.roles), ("monitor", out / "monitor", ["monitor"])
+    both = ("reward", task.out, reward.roles), ("monitor", task.out / "monitor", ["monitor"])
     for offset, (name, folder, roles) in enumerate(both):
-        lm = models.load(reads, base)
-        groups = group(lm, [p for p in learned if p.role in roles], max_tokens=reward.max_tokens)
-        if not groups:
+        mine = [p for p in learned if p.role in roles]
+        if not mine:
             raise Refusal(
-                f"{pairs / 'train.jsonl'}: no pairs of role {' or '.join(roles)}; raise "
-                f"prompts.shares.{roles[0]}"
+                f"{task.pairs / 'train.jsonl'}: no pairs of role {' or '.join(roles)}; raise "
+                f"prompts.split.shares.{roles[0]}"
             )
-        inputs = reward, base, seed, reads, pairs, Path(__file__).parent
-        with training.checkpoints(f"reward-{name}", *inputs) as place:
-            head, logged = fit_scorer(lm, reward, groups, seed=seed + offset, checkpoints=place)
-            rows += [{"model": name, **row} for row in logged]
-            scorer = reward_model.fitted(lm, head, normal, max_tokens=reward.max_tokens)
-            folder.mkdir(exist_ok=True)
-            reward_model.save(scorer, folder)
-            report[name] = {
-                "train_pairs": sum(len(g.pairs) for g in groups),
-                "train_prompts": len(groups),
-                **reward_quality.measure(
-                    scorer, held_out, seed=seed, resamples=reward.resamples, bins=reward.bins
-                ),
-            }
-    write_curves(curves, rows)
+        report[name], logged = _train_one(reward, task, name, mine, held_out, folder, offset)
+        rows += [{"model": name, **row} for row in logged]
+    write_curves(task.curves, rows)
     return report
 
 
-def adopt(
-    reward: Classified,
-    seed: int,
-    *,
-    reads: Path,
-    pairs: Path,
-    normal: Sequence[Answer],
-    out: Path,
-    curves: Path,
-) -> dict[str, dict[str, Any]]:
+def _train_one(
+    reward: Trained,
+    task: Task,
+    name: str,
+    learned: Sequence[Pair],
+    held_out: Sequence[Pair],
+    folder: Path,
+    offset: int,
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Train one of the two, save it to `folder`, and return its quality and its curves."""
+    from stages.lib import models, reward_model, training
+    from stages.lib.groups import group
+    from stages.lib.reward_trainer import fit_scorer, new_head, pretrained_head
+
+    lm = models.load(task.reads, task.base)
+    groups = group(lm, learned, max_tokens=reward.max_tokens)
+    seed = task.seed + offset
+    with training.checkpoints(f"reward-{name}", *task.inputs(reward)) as place:
+        if task.starts_anew:
+            head = new_head(lm, reward, groups, seed=seed)
+        else:
+            head = pretrained_head(lm, reward, task.starts_from)
+        logged = fit_scorer(lm, head, reward, groups, seed=seed, checkpoints=place)
+        scorer = reward_model.fitted(lm, head, task.normal, max_tokens=reward.max_tokens)
+        folder.mkdir(exist_ok=True)
+        reward_model.save(scorer, folder)
+        quality = reward_quality.measure(
+            scorer, held_out, seed=task.seed, resamples=reward.resamples, bins=reward.bins
+        )
+    sizes = {"train_pairs": sum(len(g.pairs) for g in groups), "train_prompts": len(groups)}
+    return sizes | quality, logged
+
+
+def adopt(reward: Classified, task: Task) -> dict[str, dict[str, Any]]:
     """Make a classifier the reward model: its identity is kept, and its normaliser fitted.
 
     There is no monitor: nothing is trained, so nothing over-fits these pairs.
+
+    Raises:
+        Refusal: it is to start from something else: nothing is trained that could.
     """
     from stages.lib import reward_model
 
+    if not task.starts_anew:
+        raise Refusal(
+            f"params.yaml: reward.starts_from is {task.starts_from}, but a classifier is not "
+            f"trained; name {task.reads} there again"
+        )
     scorer = reward_model.ClassifierReward.fit(
-        reads, reward.label, better=reward.better, max_tokens=reward.max_tokens, normal=normal
-    )
-    scorer.save(out)
-    if (reads / "identity.json").is_file():
-        shutil.copy(reads / "identity.json", out / "identity.json")
-    write_curves(curves, [])
-    held_out = files.read_lines(pairs / "test.jsonl", Pair)
+        task.reads, reward.label, better=reward.better, max_tokens=reward.max_tokens,
+        normal=task.normal,
+    )  # fmt: skip
+    scorer.save(task.out)
+    if (task.reads / "identity.json").is_file():
+        shutil.copy(task.reads / "identity.json", task.out / "identity.json")
+    write_curves(task.curves, [])
     quality = reward_quality.measure(
-        scorer, held_out, seed=seed, resamples=reward.resamples, bins=reward.bins
+        scorer, task.held_out(), seed=task.seed, resamples=reward.resamples, bins=reward.bins
     )
     return {"reward": quality}
 

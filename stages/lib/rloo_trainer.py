@@ -1,4 +1,4 @@
-"""TRL's RLOO with our tokens and our reward model. TRL is used here and in dpo_trainer only.
+"""TRL's RLOO with our tokens and our reward model.
 
 TRL decodes completions without special tokens and encodes the text again for a reward model, so
 that one trained with EOS would be scored without it. Here the reward model gets what every other
@@ -147,6 +147,6 @@ def look(
     """Score answers to validation prompts; return `proxy_<name>` and the like."""
     lm.model.eval()
     manner = Manner(policy.temperature, policy.max_tokens, policy.batch_tokens)
-    seen = online.look(lm, held_out, manner, *scorers, samples=policy.look_samples, seed=seed)
+    seen = online.look(lm, held_out, manner, *scorers, samples=policy.look.samples, seed=seed)
     tracking.table(seen.answers, f"completions/{name}.json")
     return {f"{key}_{name}": value for key, value in seen.figures.items()}

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 def sequences(
     lm: LanguageModel, demonstrations: Sequence[Demonstration], *, max_tokens: int
 ) -> list[TokenSequence]:
-    """Encode prompts and answers, each answer with EOS: a demonstration is whole."""
+    """Encode prompts and answers, with EOS where the answer is whole, as a person's is."""
     return [
-        encode(lm, d.body(), d.answer, "stop", max_tokens=max_tokens, where=f"demonstration {d.id}")
+        encode(
+            lm, d.body(), d.answer, d.finish, max_tokens=max_tokens, where=f"demonstration {d.id}"
+        )
         for d in demonstrations
     ]
 

@@ -3,12 +3,13 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from stages.lib.records import Role
+from stages.lib import neighbours
+from stages.lib.records import Prompt, Role, SourcePrompt, Text
 from stages.lib.runtime.schema import Strict
 
 ORDER: tuple[Role, ...] = ("test", "validation", "align", "reward", "monitor", "sft")
@@ -48,6 +49,17 @@ class Shares(Strict):
         return float(getattr(self, role))
 
 
+class Split(Strict):
+    """`split` of section `prompts`: what decides a prompt's role."""
+
+    near_duplicate: Annotated[float, Field(gt=0, le=1)]
+    """Jaccard similarity of character 5-grams from which two prompts are near-duplicates."""
+    salt: Text
+    """Selects the split among all possible ones."""
+    shares: Shares
+    """What part of the prompts each role is given."""
+
+
 def position(normal: str, salt: str) -> float:
     """Return where a text lies in [0, 1), the same on every machine and in every company.
 
@@ -81,3 +93,32 @@ def holders(roles_N: Sequence[Role], clusters_N: Sequence[str]) -> dict[str, Rol
     for role, cluster in zip(roles_N, clusters_N, strict=True):
         found[cluster] = min(role, found.get(cluster, role), key=PROTECTED.index)
     return found
+
+
+def placed(
+    prompts: Mapping[str, SourcePrompt], how: Split
+) -> tuple[list[Prompt], list[tuple[str, str]]]:
+    """Give prompts their roles.
+
+    Args:
+        prompts: by normalised text, no two alike.
+        how: section `prompts.split`.
+
+    Returns:
+        The prompts with role and cluster; and the ids of those whose cluster belongs to another
+        role, each with the reason.
+    """
+    ids = [prompt.id for prompt in prompts.values()]
+    clusters = neighbours.clusters(ids, list(prompts), threshold=how.near_duplicate)
+    roles = [role_at(position(text, how.salt), how.shares) for text in prompts]
+    held = holders(roles, clusters)
+    kept: list[Prompt] = []
+    left_out: list[tuple[str, str]] = []
+    for prompt, role, cluster in zip(prompts.values(), roles, clusters, strict=True):
+        if role == held[cluster]:
+            placed_so = prompt.model_dump() | {"role": role, "cluster": cluster}
+            kept.append(Prompt.model_validate(placed_so))
+        else:
+            why = f"{role}, but cluster {cluster} has a prompt in {held[cluster]}"
+            left_out.append((prompt.id, why))
+    return kept, left_out

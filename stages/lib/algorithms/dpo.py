@@ -57,8 +57,8 @@ def train(policy: Dpo, task: Task) -> dict[str, float]:
     held_out = _groups(lm, policy, task.data / "validation.jsonl", roles={"validation"})
     if not train_groups:
         raise Refusal(
-            f"{task.data / 'train.jsonl'}: no pairs of role align; raise prompts.shares.align or "
-            "sample more completions"
+            f"{task.data / 'train.jsonl'}: no pairs of role align; raise "
+            "prompts.split.shares.align or sample more completions"
         )
     reference = group_logps(lm, [*train_groups, *held_out], label="reference")
     with training.checkpoints("align-dpo", *task.inputs(policy)) as folder:
@@ -73,9 +73,7 @@ def train(policy: Dpo, task: Task) -> dict[str, float]:
         "steps": float(trainer.state.global_step),
         "pairs": float(sum(len(g.pairs) for g in train_groups)),
         "prompts": float(len(train_groups)),
-        "trainable_parameters": float(
-            sum(p.numel() for p in lm.model.parameters() if p.requires_grad)
-        ),
+        "trainable_parameters": models.trainable_parameters(lm),
         "loss": sum(row["loss"] for row in rows[-5:]) / len(rows[-5:]),
         "implicit_accuracy": accuracy(held_out, learned, reference),
         "implicit_accuracy_n": float(sum(len(g.pairs) for g in held_out)),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib import order, statistics
+from stages.lib import order
 from stages.lib.algorithms.task import Entry, Task
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Demonstration, Prompt, SourcePrompt
@@ -33,7 +33,7 @@ def train(policy: Sft, task: Task) -> dict[str, float]:
         Sizes, the last losses, and the loss on held-out demonstrations before and after, in nats a
         token, with the 95 % interval of its change.
     """
-    from stages.lib import models, training
+    from stages.lib import models, statistics, training
     from stages.lib.sft_trainer import AnswerTrainer, sequences, token_losses
 
     learned, held_out = divided(files.read_lines(task.data, Demonstration), policy.held_out)
@@ -61,9 +61,7 @@ def train(policy: Sft, task: Task) -> dict[str, float]:
     return {
         "steps": float(trainer.state.global_step),
         "demonstrations": float(len(learned)),
-        "trainable_parameters": float(
-            sum(p.numel() for p in lm.model.parameters() if p.requires_grad)
-        ),
+        "trainable_parameters": models.trainable_parameters(lm),
         "loss": sum(row["loss"] for row in rows[-5:]) / len(rows[-5:]),
         "held_out_n": float(len(held_out)),
         "held_out_loss_before": float(before.mean()),

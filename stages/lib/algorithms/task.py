@@ -2,29 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from stages.lib.base import Base
+from stages.lib.lora import Adapted, require_size
 from stages.lib.records import Name
-from stages.lib.runtime import files
-from stages.lib.runtime.schema import Refusal, Strict
+from stages.lib.runtime.schema import Strict
 
 if TYPE_CHECKING:
     from stages.lib.models import LanguageModel
-
-
-class Adapted(Protocol):
-    """Knobs of an adapter."""
-
-    @property
-    def lora_rank(self) -> int:
-        """Columns of each adapter matrix."""
-        ...
-
-    @property
-    def lora_alpha(self) -> int:
-        """The adapter's output is scaled by alpha / rank."""
-        ...
 
 
 class Entry(Strict):
@@ -76,7 +62,7 @@ class Task:
 
         lm = models.load(self.base_folder, self.base)
         if not self.starts_anew:
-            self._require_size(knobs)
+            require_size(self.starts_from, knobs, kind="policy")
             models.continue_adapter(lm, self.starts_from)
         return lm
 
@@ -88,18 +74,3 @@ class Task:
         if self.starts_anew:
             models.add_lora(lm, rank=knobs.lora_rank, alpha=knobs.lora_alpha, seed=self.seed)
         return lm
-
-    def _require_size(self, knobs: Adapted) -> None:
-        config = self.starts_from / "adapter_config.json"
-        if not config.is_file():
-            raise Refusal(
-                f"{self.starts_from}: starts_from names a policy without an adapter; name the base "
-                "itself, or a policy that was trained"
-            )
-        saved = files.read_json(config)
-        found = saved["r"], saved["lora_alpha"]
-        if found != (knobs.lora_rank, knobs.lora_alpha):
-            raise Refusal(
-                f"{self.starts_from}: its adapter has rank {found[0]} and alpha {found[1]}, and "
-                f"what starts from it has {knobs.lora_rank} and {knobs.lora_alpha}; make them equal"
-            )

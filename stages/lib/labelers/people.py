@@ -1,5 +1,7 @@
 """Labelers that are people: each has a file in data/labels, checked against the completions."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +10,15 @@ from pydantic import Field
 
 from stages.lib.base import Base
 from stages.lib.labelers.ranks import by_prompt
-from stages.lib.records import AnyLabel, Completion, Name, Prompt, Ranking, Role, Skip, Thumbs
+from stages.lib.records import (
+    AnyLabel,
+    Completion,
+    Name,
+    Prompt,
+    Role,
+    Skip,
+    Thumbs,
+)
 from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Strict, check
@@ -68,13 +78,13 @@ def rank(
     _require_known(labels, prompts, completions)
     last: dict[tuple[object, ...], AnyLabel] = {}
     for _, label in labels:
-        key = label.labeler, *subject(label)
+        key = label.labeler, *label.subject
         last[key] = max(last.get(key, label), label, key=lambda one: one.revision)
     skipped = {key for key, label in last.items() if isinstance(label, Skip)}
     said = [
         label
         for _, label in labels
-        if (label.labeler, *subject(label)) not in skipped and not isinstance(label, Skip)
+        if (label.labeler, *label.subject) not in skipped and not isinstance(label, Skip)
     ]
     instructions = files.sha256(Path(labeler.guide))
     told = [label for label in said if label.instructions_sha]
@@ -99,7 +109,7 @@ def read(file: Path) -> list[tuple[str, AnyLabel]]:
         label: AnyLabel = check(row, AnyLabel, where, RecordError)
         if label.labeler != file.stem:
             raise RecordError(f"{where}: labeler is '{label.labeler}', in the file of {file.stem}")
-        earlier = seen.setdefault((*subject(label), label.revision), where)
+        earlier = seen.setdefault((*label.subject, label.revision), where)
         if earlier != where:
             raise RecordError(
                 f"{where}: revision {label.revision} of prompt {label.prompt_id} stands at "
@@ -109,16 +119,15 @@ def read(file: Path) -> list[tuple[str, AnyLabel]]:
     return found
 
 
-def subject(label: AnyLabel) -> tuple[object, ...]:
-    """Return what a line is about; of a labeler's lines on it the highest revision counts."""
-    skipped = isinstance(label, Skip)
-    return (
-        label.task if skipped else label.kind,
-        label.criterion,
-        label.prompt_id,
-        label.completion_id if isinstance(label, Thumbs | Skip) else None,
-        isinstance(label, Ranking | Skip) and label.repeat,
-    )
+def shown_sha(criterion: str, prompt: Prompt, completions: Sequence[Completion]) -> str:
+    """Return the SHA-256 of what a labeler saw: criterion, prompt and completions in any order.
+
+    Ids stay the same when a sampler draws other texts; this does not.
+    """
+    texts = sorted((one.id, one.text, one.finish) for one in completions)
+    body = prompt.model_dump(include={"form", "text", "messages"})
+    plain = json.dumps([criterion, body, texts], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _require_known(
@@ -126,21 +135,24 @@ def _require_known(
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
 ) -> None:
-    has = {prompt_id: [c.id for c in some] for prompt_id, some in by_prompt(completions).items()}
-    known = {prompt.id for prompt in prompts}
+    answers = by_prompt(completions)
+    known = {prompt.id: prompt for prompt in prompts}
     for where, label in labels:
         if label.prompt_id not in known:
             raise RecordError(f"{where}: is about prompt {label.prompt_id}, which there is not")
-        about = []
-        if isinstance(label, Ranking):
-            about = label.shown
-        elif isinstance(label, Thumbs):
-            about = [label.completion_id]
-        answers = has.get(label.prompt_id, [])
-        for completion in about:
-            if completion not in answers:
-                some = ", ".join(answers[:4]) or "none"
+        has = {completion.id: completion for completion in answers.get(label.prompt_id, [])}
+        for completion in label.about:
+            if completion not in has:
+                some = ", ".join(list(has)[:4]) or "none"
                 raise RecordError(
                     f"{where}: judges completion {completion}, which prompt {label.prompt_id} "
                     f"does not have ({some} …)"
                 )
+        shown = [has[completion] for completion in label.about]
+        sha = shown_sha(label.criterion, known[label.prompt_id], shown)
+        if label.task_sha not in (None, sha) and not isinstance(label, Skip):
+            raise RecordError(
+                f"{where}: prompt {label.prompt_id} or the completions judged are other texts than "
+                "the labeler saw (task_sha); restore the params they were sampled with, or take "
+                "the line out"
+            )

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from stages.lib.records import Completion, Ranking
+from stages.lib.records import Completion, Preference, Ranking
 
 
 def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:
@@ -24,9 +24,24 @@ def competition(scores: Mapping[str, float], *, tie: float) -> dict[str, int]:
 
 
 def ranking(
-    prompt_id: str, labeler: str, criterion: str, scores: Mapping[str, float], *, tie: float
+    prompt_id: str,
+    labeler: str,
+    criterion: str,
+    scores: Mapping[str, float],
+    *,
+    tie: float,
+    preferences: Sequence[Preference] | None = None,
 ) -> Ranking:
-    """Return a model labeler's ranking; it calls nothing junk."""
+    """Return a model labeler's ranking; it calls nothing junk.
+
+    Args:
+        prompt_id: whose completions; `labeler` and `criterion` likewise as in the record.
+        labeler: see there.
+        criterion: see there.
+        scores: completion id to what is ranked by, higher is better.
+        tie: scores that round to the same multiple of it share a rank.
+        preferences: how sure the labeler is of each pair, where it compares two at a time.
+    """
     return Ranking(
         schema_version=1,
         kind="ranking",
@@ -37,5 +52,6 @@ def ranking(
         ranks=competition(scores, tie=tie),
         junk={},
         scores={key: round(value, 6) for key, value in scores.items()},
+        preferences=None if preferences is None else list(preferences),
         revision=1,
     )

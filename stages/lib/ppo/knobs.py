@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.lib.algorithms.task import Entry
+from stages.lib.algorithms.online import Looks, Online
 from stages.lib.ppo.control import KlControl, Stops
-from stages.lib.records import Name
 from stages.lib.runtime.schema import Strict
 
 
@@ -23,51 +22,23 @@ class Value(Strict):
     """How far a value may move from what it was at the rollout; null clips nothing."""
 
 
-class Looks(Strict):
-    """`look` of a PPO entry: evaluation on validation prompts while it trains."""
+class RegularLooks(Looks):
+    """`look` of a PPO entry, which looks while it trains."""
 
     every: Annotated[int, Field(ge=1)]
     """Steps between evaluations; there is one before the first step and one after the last."""
-    prompts: Annotated[int, Field(ge=2)]
-    """Validation prompts, the first by hash."""
-    samples: Annotated[int, Field(ge=1)]
-    """Completions a prompt, under the same random numbers each time."""
 
 
-class Ppo(Entry):
+class Ppo(Online):
     """An entry of `policies` that is aligned with PPO."""
 
     algorithm: Literal["ppo"]
-    categories: list[Name]
-    """Of the prompts that it learns on; [] means all of role align."""
-    batch_prompts: Annotated[int, Field(ge=1)]
-    """Prompts a step."""
-    samples: Annotated[int, Field(ge=1)]
-    """Completions a prompt."""
     minibatch_prompts: Annotated[int, Field(ge=1)]
     """Prompts an update of the weights."""
     microbatch_prompts: Annotated[int, Field(ge=1)]
     """Prompts in memory at once; less costs time and changes nothing else."""
-    epochs: Annotated[int, Field(ge=1)]
-    """Passes over the completions of a step."""
-    max_tokens: Annotated[int, Field(ge=1)]
-    """Of a completion."""
-    batch_tokens: Annotated[int, Field(ge=1)]
-    """Tokens in memory at once while it samples."""
-    temperature: Annotated[float, Field(gt=0)]
-    """Of sampling, and of every log-probability here."""
-    lora_rank: Annotated[int, Field(ge=1)]
-    """Columns of each adapter matrix."""
-    lora_alpha: Annotated[int, Field(ge=1)]
-    """The adapter's output is scaled by alpha / rank."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Of AdamW, falling linearly to 0 at `stop.max_steps`."""
     adam_epsilon: Annotated[float, Field(gt=0)]
     """Added to the root of the second moment; it matters in the first steps."""
-    max_grad_norm: Annotated[float, Field(gt=0)]
-    """Gradients are scaled down to this norm, those of policy and value apart."""
-    clip: Annotated[float, Field(gt=0, lt=1)]
-    """How far the probability ratio counts."""
     entropy: Annotated[float, Field(ge=0)]
     """Weight of the entropy bonus, a nat."""
     gamma: Annotated[float, Field(ge=0, le=1)]
@@ -76,14 +47,12 @@ class Ppo(Entry):
     """Of generalised advantage estimation."""
     whiten_rewards: bool
     """Scale the rewards of a step to standard deviation 1."""
-    score_clip: Annotated[float, Field(gt=0)] | None
-    """Largest magnitude of a score; null clips nothing."""
     missing_eos_penalty: Annotated[float, Field(ge=0)]
     """Taken from the score of a completion that was cut at `max_tokens`."""
     value: Value
     kl: KlControl
     stop: Stops
-    look: Looks
+    look: RegularLooks
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "Ppo":

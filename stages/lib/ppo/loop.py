@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.lib import likelihood, models, online
+from stages.lib import likelihood, models, online, training
 from stages.lib.diversity import distinct
 from stages.lib.online import Ask
 from stages.lib.ppo import advantages, control, rollouts, surrogates
@@ -31,9 +31,6 @@ from stages.lib.ppo.rollouts import POLICY, Part, Roles, Rollout
 from stages.lib.ppo.values import active
 from stages.lib.runtime import files, tracking
 from stages.lib.runtime.schema import Refusal
-
-CHECKPOINTS = 4
-"""Checkpoints a run: a kill costs at most a quarter of the training."""
 
 
 @dataclass(slots=True)
@@ -118,7 +115,7 @@ class Training:
         tracking.go_on_from(self.checkpoints)
         tracking.watch()
         stop, now = self.ppo.stop, self.progress
-        every = -(-stop.max_steps // CHECKPOINTS)
+        every = -(-stop.max_steps // training.CHECKPOINTS)
         with tqdm(total=stop.max_steps, initial=now.step, desc="ppo", unit="step") as bar:
             while now.stopped_by is None:
                 if now.step % self.ppo.look.every == 0:

@@ -38,7 +38,6 @@ def html(findings: Findings) -> str:
     return _template("page.html.j2").render(
         **_shared(findings),
         figures=pictures.drawn(findings),
-        tables=_tables(findings),
         style=Markup(_text("page.css")),
         script=Markup(script),
         plotly=Markup(plotly),
@@ -144,7 +143,9 @@ def _shared(findings: Findings) -> Nested:
         },
         "independent": findings.scoring.independent,
         "negative": _negative(findings),
+        "tables": _tables(findings),
         "people": _people(findings.labels),
+        "flagged": _flagged(findings.labels),
         "choice_kl": math.log(main["samples"]) - (main["samples"] - 1) / main["samples"],
         "decoding": {k: v for k, v in findings.evaluate.items() if k in DECODING},
         "number": numerals,
@@ -185,15 +186,79 @@ def _people(labels: Mapping[str, Any]) -> list[str]:
 def _tables(findings: Findings) -> Nested:
     """Return the generic tables: what labels, reward model and training report of themselves."""
     labels = findings.labels
-    rest = {k: v for k, v in labels.items() if k not in ("agreement", "labelers", "elo")}
+    own = ("criteria", "flagged", "labelers", "trade_off")
     return {
-        "labelers": {name: flat(facts) for name, facts in labels.get("labelers", {}).items()},
-        "agreement": flat(labels.get("agreement", {})),
-        "elo": _ratings(labels.get("elo", {})),
-        "labels": flat(rest),
+        "criteria": [_criterion(name, labels) for name in labels.get("criteria", {})],
+        "trade_off": _trade_off(labels.get("trade_off", {})),
+        "labels": flat({k: v for k, v in labels.items() if k not in own}),
         "reward": [_quality(name, own) for name, own in reward_models(findings.reward).items()],
         "trained": {name: flat(own) for name, own in findings.trained.items() if own},
     }
+
+
+def _criterion(name: str, labels: Mapping[str, Any]) -> Nested:
+    """Return the tables of one criterion, flagged labelers first."""
+    own, who = labels["criteria"][name], labels.get("labelers", {})
+    flagged = {f["labeler"] for f in labels.get("flagged", []) if f["criterion"] == name}
+    agreement = own.get("agreement", {})
+    shown = {k: v for k, v in agreement.items() if k != "people"}
+    measured = sorted(own.get("labelers", {}).items(), key=lambda one: one[0] not in flagged)
+    return {
+        "name": name,
+        "weight": own.get("weight", 1.0),
+        "labelers": {
+            f"{labeler} (flagged)" if labeler in flagged else labeler: flat(
+                {**who.get(labeler, {}), **figures}
+            )
+            for labeler, figures in measured
+        },
+        "people": [(model, _alike(found)) for model, found in agreement.get("people", {}).items()],
+        "agreement": flat(shown),
+        "elo": _ratings(own.get("elo", {})),
+    }
+
+
+def _alike(found: Mapping[str, Any]) -> str:
+    """Write an agreement with the counts that it leaves out."""
+    ties = f"tied by one {found['tied_by_one']:,}, by both {found['tied_by_both']:,}"
+    if "refused" in found:
+        return f"not measurable: {found['refused']} ({ties})"
+    return f"{numerals.interval(found, 'share')} of {found['n']:,} pairs; {ties}"
+
+
+def _trade_off(couples: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return each two criteria's shares, and whose side one verdict takes where they differ."""
+    lines: list[tuple[str, str]] = []
+    for couple, found in couples.items():
+        name = couple.replace(":", " and ")
+        for what in ("alike", "conflict", "tie"):
+            lines.append((f"{name}: {what}", _share(found[what])))
+        for side, taken in found["taken"].items():
+            lines.append((f"{name}: in conflict, the verdict is {_whose(side)}", _share(taken)))
+    return lines
+
+
+def _whose(side: str) -> str:
+    return "a tie" if side == "neither" else f"that of {side}"
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    if "refused" in found:
+        return f"not measurable: {found['refused']}"
+    return f"{numerals.interval(found, 'share')} of {found['n']:,} pairs"
+
+
+def _flagged(labels: Mapping[str, Any]) -> list[Nested]:
+    """Return who is beyond a threshold of pairs.quality, and what became of their votes."""
+    return [
+        {
+            "who": flag["labeler"],
+            "text": f"{flag['criterion']}: {flag['figure'].replace('_', ' ')} "
+            f"{numerals.interval(flag, 'score')}, {flag['side']} {flag['threshold']:g}; "
+            + ("left out of the pairs" if flag["left_out"] else "not left out"),
+        }
+        for flag in labels.get("flagged", [])
+    ]
 
 
 def _quality(name: str, own: Mapping[str, Any]) -> Nested:

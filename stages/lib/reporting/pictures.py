@@ -93,26 +93,69 @@ SKILL = (
 )
 
 
+TRADE_OFF = (
+    "Of the pairs judged under both criteria, the shares on which their verdicts name the same "
+    "winner, opposite ones, or a tie under one of them."
+)
+
+
 def _label_figures(labels: Mapping[str, Any]) -> list[Figure]:
-    """Agreement of labelers and their skill, as far as labels.json has them as estimates."""
-    agreement, own = labels.get("agreement", {}), labels.get("labelers", {})
-    shares = {"all labelers": agreement["raw"]} if "raw" in agreement else {}
-    shares |= {
-        couple.replace(":", " and "): e for couple, e in agreement.get("between", {}).items()
-    }
-    skills = {name: facts["skill"] for name, facts in own.items() if "skill" in facts}
-    found: list[Figure] = []
+    """Agreement of labelers and their skill by criterion, and what several criteria trade off."""
+    criteria = labels.get("criteria", {})
     wanted = (
-        ("agreement", "Do the labelers agree?", AGREEMENT, shares),
-        ("skill", "How reliable is each labeler?", SKILL, skills),
+        ("agreement", "Do the labelers agree?", AGREEMENT, _shares),
+        ("skill", "How reliable is each labeler?", SKILL, _skills),
     )
-    for name, title, caption, rows in wanted:
-        measured = {key: e for key, e in rows.items() if {"value", "low", "high"} <= e.keys()}
-        if measured:
-            look = {"": Look(figures.COLOURS[1], "diamond", "solid")}
-            spec = figures.dots({"": measured}, look, x=name, reference=0.5)
-            found.append(Figure(name, title, caption, spec))
-    return found
+    found = [
+        _dots(name, title, caption, {c: rows(own) for c, own in criteria.items()}, name, 0.5)
+        for name, title, caption, rows in wanted
+    ]
+    couples = labels.get("trade_off", {})
+    settled = {
+        share: {_spoken(couple): own[share] for couple, own in couples.items()}
+        for share in ("alike", "conflict", "tie")
+    }
+    title = "What do the criteria trade off?"
+    found.append(_dots("trade-off", title, TRADE_OFF, settled, "share of pairs", None))
+    return [figure for figure in found if figure is not None]
+
+
+def _shares(own: Mapping[str, Any]) -> dict[str, Any]:
+    agreement = own.get("agreement", {})
+    shares = {"all labelers": agreement["raw"]} if "raw" in agreement else {}
+    return shares | {
+        _spoken(couple): found for couple, found in agreement.get("between", {}).items()
+    }
+
+
+def _skills(own: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts["skill"] for name, facts in own.get("labelers", {}).items()}
+
+
+def _spoken(couple: str) -> str:
+    return couple.replace(":", " and ")
+
+
+def _dots(
+    name: str,
+    title: str,
+    caption: str,
+    series: Mapping[str, Mapping[str, Any]],
+    x: str,
+    reference: float | None,
+) -> Figure | None:
+    """Return a picture of what is measured, a series each with its mark, or nothing."""
+    measured = {
+        key: {row: e for row, e in rows.items() if {"value", "low", "high"} <= e.keys()}
+        for key, rows in series.items()
+    }
+    measured = {key: rows for key, rows in measured.items() if rows}
+    if not measured:
+        return None
+    # The first look is a baseline's grey.
+    looked = figures.looks(["", *measured], "")
+    spec = figures.dots(measured, looked, x=x, reference=reference)
+    return Figure(name, title, caption, spec)
 
 
 def _reward_figures(reward: Mapping[str, Any]) -> list[Figure]:

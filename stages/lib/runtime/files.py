@@ -117,7 +117,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-STAGES = {"samplers": "sample", "labelers": "rank", "policies": "evaluate"}
+STAGES = {
+    "samplers": "sample",
+    "labelers": "rank",
+    "policies": "evaluate",
+    "provokers": "provoke",
+}
 """The stage that makes one file for each entry of a section of params.yaml."""
 
 

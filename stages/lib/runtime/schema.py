@@ -9,6 +9,7 @@ import difflib
 import types
 import typing
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -51,9 +52,15 @@ def check(value: Any, into: Any, where: str, error: type[Refusal] = Refusal) -> 
         Refusal: of class `error`, one line, naming the first thing that is wrong.
     """
     try:
-        return TypeAdapter(into).validate_python(value)
+        return _adapter(into).validate_python(value)
     except ValidationError as report:
         raise error(_sentence(report, where, into)) from None
+
+
+@lru_cache(maxsize=64)
+def _adapter(into: Any) -> TypeAdapter[Any]:
+    """Building one takes longer than reading twenty lines."""
+    return TypeAdapter(into)
 
 
 def _sentence(report: ValidationError, where: str, into: Any) -> str:

@@ -5,6 +5,8 @@ A pair is two completions of one prompt. Until its winner is known it is held in
 better, -1 that second is, 0 that they tie.
 
     rankings -> judgements (one a labeler) -> candidates (one a pair) -> gate -> records.Pair
+
+All of it is about one criterion; stages/lib/criteria.py brings several together.
 """
 
 import hashlib
@@ -56,6 +58,7 @@ class Candidate:
     """A judged pair and the consensus on it, before gate and selection."""
 
     id: str
+    criterion: str
     prompt_id: str
     first: str
     second: str
@@ -65,8 +68,12 @@ class Candidate:
     """Mean score difference, first minus second, or mean rank difference; larger favours first."""
     labelers: list[str]
     """Those who voted: all who judged, or under ties `drop` all who did not tie."""
+    votes: int
+    """One a labeler and criterion."""
     junk: bool
     """At least half of the votes for the winner only say that the loser is junk."""
+    share: float
+    """Of its prompt's weight, what its criterion has: 1 where there is no other beside it."""
 
 
 def split_of(role: Role) -> Split:
@@ -74,50 +81,27 @@ def split_of(role: Role) -> Split:
     return role if role in ("validation", "test") else "train"
 
 
-def of_criterion(
-    rankings: Sequence[Ranking], criterion: str | None
-) -> tuple[list[Ranking], dict[str, int]]:
-    """Return the rankings of one criterion, and how many others each labeler gave.
-
-    Args:
-        rankings: of all labelers.
-        criterion: the one to take; None takes the only one there is.
-
-    Raises:
-        LabelError: none is of that criterion, or None was given and there are several. Rankings of
-            different criteria never mix.
-    """
-    found = sorted({r.criterion for r in rankings})
-    if criterion is None and len(found) > 1:
-        raise LabelError(
-            f"the rankings state {len(found)} criteria ({', '.join(found)}), which never mix; "
-            "select one as pairs.criterion"
-        )
-    wanted = found[0] if criterion is None and found else criterion
-    if wanted not in found:
-        stated = ", ".join(found) or "none at all"
-        raise LabelError(f"no ranking states the criterion {wanted}; they state {stated}")
-    left_out = Counter(r.labeler for r in rankings if r.criterion != wanted)
-    return [r for r in rankings if r.criterion == wanted], dict(sorted(left_out.items()))
-
-
-def current(rankings: Iterable[Ranking]) -> list[Ranking]:
-    """Return the ranking that counts of each (prompt, labeler, criterion), sorted by these.
+def current(rankings: Iterable[Ranking], *, repeat: bool = False) -> list[Ranking]:
+    """Return the ranking that counts of each (prompt, labeler, criterion, completions), sorted so.
 
     That is the line of the highest revision. Label files are append-only, so of two lines of that
     revision (two machines, merged) the later one counts; `contradictions` finds where they differ.
+
+    Args:
+        rankings: every revision.
+        repeat: take those that were asked a second time; they count for self-consistency alone.
     """
-    return [lines[-1] for _, lines in sorted(_histories(rankings).items())]
+    return [lines[-1] for _, lines in sorted(_histories(rankings, repeat).items())]
 
 
 def contradictions(rankings: Iterable[Ranking]) -> set[tuple[str, str, str]]:
     """Return (labeler, first, second) ordered both ways by one record.
 
-    A record is what counts of a (prompt, labeler, criterion). Ranks alone cannot contradict
-    themselves; two lines of the same, highest revision can.
+    A record is what counts of a (prompt, labeler, criterion, completions). Ranks alone cannot
+    contradict themselves; two lines of the same, highest revision can.
     """
     found = set()
-    for lines in _histories(rankings).values():
+    for lines in _histories(rankings, repeat=False).values():
         last = [line for line in lines if line.revision == lines[-1].revision]
         if len(last) == 1:
             continue
@@ -132,7 +116,7 @@ def reversals(rankings: Iterable[Ranking]) -> Counter[str]:
     The later revision counts, so these are no fault; they say how settled the labeler is.
     """
     turned: Counter[str] = Counter()
-    for lines in _histories(rankings).values():
+    for lines in _histories(rankings, repeat=False).values():
         by_revision = {line.revision: line for line in lines}.values()
         for before, after in itertools.pairwise(by_revision):
             old = {(j.first, j.second): j.verdict for j in judgements(before)}
@@ -141,14 +125,38 @@ def reversals(rankings: Iterable[Ranking]) -> Counter[str]:
     return turned
 
 
-def _histories(rankings: Iterable[Ranking]) -> dict[tuple[str, str, str], list[Ranking]]:
+def _histories(rankings: Iterable[Ranking], repeat: bool) -> dict[tuple[str, ...], list[Ranking]]:
     histories = defaultdict(list)
     for ranking in rankings:
-        if not ranking.repeat:  # asked again only to see whether the answer is the same
-            histories[ranking.prompt_id, ranking.labeler, ranking.criterion].append(ranking)
+        if ranking.repeat == repeat:
+            # What was shown is part of it: a later round shows other completions of a prompt.
+            one = ranking.prompt_id, ranking.labeler, ranking.criterion, *sorted(ranking.shown)
+            histories[one].append(ranking)
     for lines in histories.values():
         lines.sort(key=lambda line: line.revision)  # stable: file order within a revision
     return histories
+
+
+def judged_once(rankings: Iterable[Ranking]) -> tuple[list[Judgement], Counter[str]]:
+    """Return what rankings that count say of pairs, one judgement a labeler and pair.
+
+    A later round may show a pair again among other completions. The ranking submitted last then
+    speaks for the pair (of equal times the one that shows more), so that nobody votes twice.
+
+    Returns:
+        The judgements, in the order of the rankings, and for each labeler how many gave way.
+    """
+    latest: dict[tuple[str, str, str], tuple[tuple[object, ...], Judgement]] = {}
+    gave_way: Counter[str] = Counter()
+    for ranking in rankings:
+        when = ranking.submitted or "", len(ranking.shown), tuple(ranking.shown)
+        for judgement in judgements(ranking):
+            key = judgement.labeler, judgement.first, judgement.second
+            earlier = latest.get(key)
+            gave_way[judgement.labeler] += earlier is not None
+            if earlier is None or earlier[0] < when:
+                latest[key] = when, judgement
+    return [judgement for _, judgement in latest.values()], gave_way
 
 
 def places(ranking: Ranking) -> dict[str, int]:
@@ -188,12 +196,18 @@ def judgements(ranking: Ranking) -> list[Judgement]:
 
 
 def combine(
-    judged: Iterable[Judgement], *, how: How, ties: Ties, skills: Mapping[str, float]
+    judged: Iterable[Judgement],
+    *,
+    criterion: str,
+    how: How,
+    ties: Ties,
+    skills: Mapping[str, float],
 ) -> list[Candidate]:
     """Return the consensus on every judged pair, sorted by prompt and pair id.
 
     Args:
-        judged: judgements of all labelers.
+        judged: judgements of all labelers who vote, at most one a labeler and pair.
+        criterion: what was asked.
         how: `per_labeler`: each labeler's verdict is a candidate of its own; otherwise a pair is
             one, with p_first by `majority` 0, 0.5 or 1; `soft` the share of votes; `weighted`
             sigmoid of the votes' summed log-odds, log(skill / (1 - skill)) each.
@@ -204,13 +218,16 @@ def combine(
     for judgement in judged:
         whose = judgement.labeler if how == "per_labeler" else ""
         groups[judgement.prompt_id, judgement.first, judgement.second, whose].append(judgement)
-    candidates = [_candidate(key, group, how, ties, skills) for key, group in groups.items()]
+    candidates = [
+        _candidate(key, group, criterion, how, ties, skills) for key, group in groups.items()
+    ]
     return sorted(candidates, key=lambda c: (c.prompt_id, c.id))
 
 
 def _candidate(
     key: tuple[str, str, str, str],
     group: list[Judgement],
+    criterion: str,
     how: How,
     ties: Ties,
     skills: Mapping[str, float],
@@ -224,13 +241,16 @@ def _candidate(
     margins = scores or [j.places for j in group]
     return Candidate(
         id=":".join(filter(None, (first, second, whose))),
+        criterion=criterion,
         prompt_id=prompt_id,
         first=first,
         second=second,
         p_first=p_first,
         margin=math.fsum(margins) / len(margins),
         labelers=sorted(j.labeler for j in votes),
+        votes=len(votes),
         junk=bool(for_winner) and 2 * sum(j.junk for j in for_winner) >= len(for_winner),
+        share=1.0,
     )
 
 
@@ -354,7 +374,8 @@ def record(
         pair: passed by the gate.
         prompt: the pair's.
         completions: by id.
-        judged: K, completions of the prompt that anyone judged; the weight is 1 / (K choose 2).
+        judged: K, completions of the prompt that anyone judged under the pair's criterion; the
+            weight is the criterion's share / (K choose 2).
     """
     swap = pair.p_first < 0.5 or (pair.p_first == 0.5 and _coin(pair.id))
     ids = (pair.second, pair.first) if swap else (pair.first, pair.second)
@@ -365,7 +386,8 @@ def record(
         cluster=prompt.cluster,
         role=prompt.role,
         category=prompt.category,
-        prompt=prompt.text if prompt.text is not None else prompt.messages or [],
+        criterion=pair.criterion,
+        prompt=prompt.body(),
         chosen_id=chosen.id,
         rejected_id=rejected.id,
         chosen=chosen.text,
@@ -373,9 +395,9 @@ def record(
         chosen_finish=chosen.finish,
         rejected_finish=rejected.finish,
         p_chosen=max(pair.p_first, 1 - pair.p_first),
-        weight=1 / math.comb(judged, 2),
+        weight=pair.share / math.comb(judged, 2),
         margin=0.0 - pair.margin if swap else pair.margin,  # 0.0 - 0.0 is no -0.0
-        votes=len(pair.labelers),
+        votes=pair.votes,
         labelers=pair.labelers,
         junk=pair.junk,
     )

@@ -15,6 +15,7 @@ wins, tie), S = samplers, C = clusters, R = resamples, E = edges.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stages.lib.agreement import NotMeasurable
-from stages.lib.consensus import Judgement
+from stages.lib.labels.agreement import NotMeasurable
+from stages.lib.labels.consensus import Judgement
 from stages.lib.statistics import Estimate, Floats, cluster_resamples
 
 Indices = NDArray[np.int64]
@@ -73,12 +74,13 @@ def ratings(compared: Sequence[Comparison], *, resamples: int, seed: int) -> dic
     names = sorted({name for c in compared for name in (c.left, c.right)})
     if len(names) < 2:
         raise NotMeasurable("a rating compares samplers, and fewer than two are compared here")
-    left_D, right_D, counts_CD3, clusters_C = _duels(compared, names)
-    total_D3 = counts_CD3.sum(0)
+    duels = count(compared, names)
+    left_D, right_D, total_D3 = duels.left_D, duels.right_D, duels.total_D3
     reason = unrated(left_D, right_D, total_D3, names)
     if reason:
         raise NotMeasurable(reason)
     found_S, start = fit(left_D, right_D, total_D3, np.zeros(len(names) + 1))
+    clusters_C, counts_CD3 = duels.by_cluster([c.cluster for c in compared])
     drawn_RC = cluster_resamples(clusters_C, resamples=resamples, seed=seed)
     drawn_RS = np.full((resamples, len(names)), np.nan)
     for draw, drawn_D3 in enumerate(np.tensordot(drawn_RC, counts_CD3, axes=1)):
@@ -98,20 +100,48 @@ def ratings(compared: Sequence[Comparison], *, resamples: int, seed: int) -> dic
     }
 
 
-def _duels(
-    compared: Sequence[Comparison], names: Sequence[str]
-) -> tuple[Indices, Indices, Floats, list[str]]:
-    """Count outcomes: left_D before right_D by name, counts_CD3, and the clusters' names."""
-    number = {name: index for index, name in enumerate(names)}
-    one_N, other_N = (np.array([number[c[side]] for c in compared]) for side in (0, 1))
+@dataclass(frozen=True, slots=True)
+class Duels:
+    """Outcomes of comparisons, counted by who meets whom."""
+
+    left_D: Indices
+    """Index of the sampler whose name comes first."""
+    right_D: Indices
+    total_D3: Floats
+    """How often left won, right won, and neither."""
+    cell_N: Indices
+    """Which cell of total_D3 each comparison is counted in."""
+
+    def by_cluster(self, clusters_N: Sequence[str]) -> tuple[list[str], Floats]:
+        """Return the clusters' names and counts_CD3, the outcomes of each."""
+        clusters_C = sorted(set(clusters_N))
+        cells = self.total_D3.size
+        place_N = _numbered(clusters_N, clusters_C) * cells + self.cell_N
+        counts = np.bincount(place_N, minlength=len(clusters_C) * cells).astype(np.float64)
+        return clusters_C, counts.reshape(len(clusters_C), *self.total_D3.shape)
+
+
+def count(compared: Sequence[Comparison], names: Sequence[str]) -> Duels:
+    """Count outcomes for each two samplers that are compared.
+
+    Args:
+        compared: in any order and orientation, at least one.
+        names: of the samplers.
+    """
+    # Column by column: to zip 100,000 rows costs ten times as much as to read them.
+    one_N = _numbered([c.left for c in compared], names)
+    other_N = _numbered([c.right for c in compared], names)
     outcome_N = np.array([c.outcome for c in compared]) * np.where(one_N < other_N, 1, -1)
-    sides_N2 = np.sort(np.stack([one_N, other_N], axis=1), axis=1)
-    sides_D2, duel_N = np.unique(sides_N2, axis=0, return_inverse=True)
-    clusters_C, cluster_N = np.unique([c.cluster for c in compared], return_inverse=True)
-    counts_CD3 = np.zeros((len(clusters_C), len(sides_D2), 3))
-    column_N = np.select([outcome_N > 0, outcome_N < 0], [0, 1], default=2)
-    np.add.at(counts_CD3, (cluster_N, duel_N.reshape(-1), column_N), 1)
-    return sides_D2[:, 0], sides_D2[:, 1], counts_CD3, clusters_C.tolist()
+    low_N, high_N = np.minimum(one_N, other_N), np.maximum(one_N, other_N)
+    duels_D, duel_N = np.unique(low_N * len(names) + high_N, return_inverse=True)
+    cell_N = 3 * duel_N.reshape(-1) + np.select([outcome_N > 0, outcome_N < 0], [0, 1], default=2)
+    total_D3 = np.bincount(cell_N, minlength=3 * len(duels_D)).astype(np.float64).reshape(-1, 3)
+    return Duels(duels_D // len(names), duels_D % len(names), total_D3, cell_N)
+
+
+def _numbered(values: Sequence[str], names: Sequence[str]) -> Indices:
+    number = {name: index for index, name in enumerate(names)}
+    return np.fromiter((number[value] for value in values), np.int64, len(values))
 
 
 def unrated(
@@ -243,7 +273,7 @@ def report(
         judged: judgements of all labelers.
         samplers: completion id to its sampler.
         clusters: prompt id to its cluster.
-        kinds: labeler to its kind (human, lexicon, …).
+        kinds: labeler to its kind (people, lexicon, …).
         resamples: draws of clusters.
         seed: of the generator.
 

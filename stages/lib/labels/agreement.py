@@ -1,4 +1,4 @@
-"""How far labelers agree, and how often each is right: figures of label quality.
+"""How far labelers agree, with each other, with themselves and with an answer key.
 
 All start from judgements (stages/lib/consensus.py) or rankings, and carry an interval over
 resampled prompt clusters. A figure that the labels do not determine raises `NotMeasurable` with
@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.lib import consensus
-from stages.lib.consensus import Judgement
+from stages.lib.labels import consensus
+from stages.lib.labels.consensus import Judgement
 from stages.lib.records import Ranking
 from stages.lib.runtime.schema import Refusal
 from stages.lib.statistics import Estimate, Floats, bootstrap_mean, cluster_resamples
@@ -125,6 +125,24 @@ def position_follow_rate(t: Table, labeler: str, *, resamples: int, seed: int) -
     return bootstrap_mean(values, t.cluster_J[rows_J], resamples=resamples, seed=seed)
 
 
+Found = tuple[int, int, str]
+"""What two labelers say of one pair, and its cluster."""
+
+
+def couples(t: Table) -> dict[tuple[str, str], list[Found]]:
+    """Return what each two labelers say of the pairs that both judge, by their names in order."""
+    groups = defaultdict(list)
+    for row in np.lexsort((t.labeler_J, t.pair_J)):
+        groups[int(t.pair_J[row])].append(int(row))
+    found: dict[tuple[str, str], list[Found]] = defaultdict(list)
+    for rows in groups.values():
+        for one, other in itertools.combinations(rows, 2):
+            couple = t.labelers[t.labeler_J[one]], t.labelers[t.labeler_J[other]]
+            said = int(t.verdict_J[one]), int(t.verdict_J[other]), str(t.cluster_J[one])
+            found[couple].append(said)
+    return found
+
+
 def raw_agreement(
     t: Table, *, resamples: int, seed: int
 ) -> tuple[Estimate, dict[str, dict[str, Any]]]:
@@ -136,34 +154,65 @@ def raw_agreement(
         The share over all couples of labelers pooled, and for each couple (`a:b`) its own share
         with the counts: alike, opposite, tied_by_one, tied_by_both.
     """
-    verdicts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    by_pair = _rows_by_pair(t)
-    for rows in by_pair:
-        for one, other in itertools.combinations(rows, 2):
-            couple = f"{t.labelers[t.labeler_J[one]]}:{t.labelers[t.labeler_J[other]]}"
-            found = (int(t.verdict_J[one]), int(t.verdict_J[other]), str(t.cluster_J[one]))
-            verdicts[couple].append(found)
-    if not verdicts:
+    by_couple = couples(t)
+    if not by_couple:
         raise NotMeasurable("no pair is judged by two labelers")
-    pooled = share_alike(list(itertools.chain(*verdicts.values())), resamples, seed)
+    pooled = share_alike(list(itertools.chain(*by_couple.values())), resamples, seed)
+    named = {f"{one}:{other}": found for (one, other), found in sorted(by_couple.items())}
     return pooled, {
-        couple: {
-            **figure(lambda found=found: share_alike(found, resamples, seed)),
-            **_contingency(found),
-        }
-        for couple, found in sorted(verdicts.items())
+        couple: compared(found, resamples=resamples, seed=seed) for couple, found in named.items()
     }
 
 
-def _rows_by_pair(t: Table) -> list[list[int]]:
-    """Rows of each pair, in the order of the labelers' names."""
-    groups = defaultdict(list)
-    for row in np.lexsort((t.labeler_J, t.pair_J)):
-        groups[int(t.pair_J[row])].append(int(row))
-    return list(groups.values())
+def agreement_of(
+    t: Table, group: Callable[[str, str], str | None], *, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return agreement as between two labelers, pooled over the couples of each group.
+
+    Args:
+        t: the judgements.
+        group: of two labelers, in order of name; None leaves the couple out.
+        resamples: draws of clusters.
+        seed: of the generator.
+    """
+    pooled: dict[str, list[Found]] = defaultdict(list)
+    for (one, other), found in sorted(couples(t).items()):
+        name = group(one, other)
+        if name is not None:
+            pooled[name] += found
+    return {
+        name: compared(found, resamples=resamples, seed=seed)
+        for name, found in sorted(pooled.items())
+    }
 
 
-def share_alike(found: list[tuple[int, int, str]], resamples: int, seed: int) -> Estimate:
+def matched(
+    own: Sequence[Judgement], other: Sequence[Judgement], clusters: Mapping[str, str]
+) -> list[Found]:
+    """Return what `own` and `other` say of the pairs that both judge, such as an answer key's."""
+    said = defaultdict(list)
+    for judgement in other:
+        said[judgement.first, judgement.second].append(judgement.verdict)
+    return [
+        (judgement.verdict, verdict, clusters[judgement.prompt_id])
+        for judgement in own
+        for verdict in said[judgement.first, judgement.second]
+    ]
+
+
+def compared(found: Sequence[Found], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the share ordered alike, or why there is none, with the counts that it leaves out.
+
+    `clusters` is how many prompt clusters the share rests on.
+    """
+    return {
+        **figure(lambda: share_alike(found, resamples, seed)),
+        **_contingency(found),
+        "clusters": len({cluster for a, b, cluster in found if a and b}),
+    }
+
+
+def share_alike(found: Sequence[Found], resamples: int, seed: int) -> Estimate:
     """Share of (verdict, other verdict, cluster) without a tie in which both verdicts agree."""
     strict = [(float(a == b), cluster) for a, b, cluster in found if a and b]
     if not strict:
@@ -172,7 +221,7 @@ def share_alike(found: list[tuple[int, int, str]], resamples: int, seed: int) ->
     return bootstrap_mean(values, clusters, resamples=resamples, seed=seed)
 
 
-def _contingency(found: list[tuple[int, int, str]]) -> dict[str, int]:
+def _contingency(found: Sequence[Found]) -> dict[str, int]:
     counts = Counter((abs(a) + abs(b), a * b) for a, b, _ in found)
     return {
         "alike": counts[2, 1],
@@ -223,20 +272,21 @@ def rank_ratings(
 ) -> tuple[Floats, list[str]]:
     """Return ratings_LU with a unit for each completion, its value the rank, and its cluster.
 
-    Junk has the place below every rank.
+    Junk has the place below every rank. A rank means something among what was shown with it, so
+    the completion of another set (of a later round) is another unit.
     """
     given = {
-        (r.labeler, r.prompt_id, cid): rank
+        (r.labeler, (r.prompt_id, *sorted(r.shown)), cid): rank
         for r in rankings
         for cid, rank in consensus.places(r).items()
     }
     row = {name: index for index, name in enumerate(sorted({who for who, _, _ in given}))}
-    units = sorted({(prompt_id, cid) for _, prompt_id, cid in given})
+    units = sorted({(shown, cid) for _, shown, cid in given})
     column = {unit: index for index, unit in enumerate(units)}
     ratings_LU = np.full((len(row), len(units)), np.nan)
-    for (who, prompt_id, cid), rank in given.items():
-        ratings_LU[row[who], column[prompt_id, cid]] = rank
-    return ratings_LU, [clusters[prompt_id] for prompt_id, _ in units]
+    for (who, shown, cid), rank in given.items():
+        ratings_LU[row[who], column[shown, cid]] = rank
+    return ratings_LU, [clusters[shown[0]] for shown, _ in units]
 
 
 def alpha(
@@ -317,190 +367,3 @@ def alpha_of(coincidence_RVV: Floats, *, distance: Literal["nominal", "ordinal"]
     expected_R = (totals_RV[:, :, None] * totals_RV[:, None, :] * apart_RVV).sum((1, 2))
     expected_R = np.where(expected_R > 0, expected_R, np.nan)
     return 1 - (totals_RV.sum(1) - 1) * observed_R / expected_R
-
-
-def dawid_skene(
-    votes_PL: NDArray[np.integer],
-    weights_RP: Floats,
-    *,
-    prior: tuple[float, float],
-    tolerance: float = 1e-6,
-    limit: int = 2000,
-) -> Floats:
-    """One-coin Dawid-Skene by expectation-maximisation: how often each labeler is right.
-
-        q_p = sigmoid( sum_l v_pl * log(s_l / (1 - s_l)) )          the chance that first is better
-        s_l = (a + expected right verdicts) / (a + b + verdicts)
-
-    Dawid and Skene 1979, with one parameter a labeler (right on either side alike), even odds for
-    the truth of a pair, and a Beta prior that counts as a right and b wrong verdicts. The prior
-    also says that labelers are right more often than wrong; without it all could be mirrored.
-
-    It takes labelers' errors to be independent: two that copy each other look better than they are.
-
-    Args:
-        votes_PL: 1, -1, or 0 where a labeler tied the pair or did not judge it.
-        weights_RP: how often each row counts, for R resamples solved side by side.
-        prior: (a, b), a > b > 0.
-        tolerance: largest change of any skill at which it stops.
-        limit: iterations at most.
-
-    Returns:
-        skills_RL, strictly between 0 and 1; the prior's mean for a labeler without votes.
-
-    Raises:
-        NotMeasurable: it has not settled at the limit.
-    """
-    right, wrong = prior
-    votes = votes_PL.astype(np.float64)
-    cast_RL = weights_RP @ np.abs(votes)
-    skills_RL = np.full(cast_RL.shape, right / (right + wrong))
-    for _ in range(limit):
-        odds_RP = np.log(skills_RL / (1 - skills_RL)) @ votes.T
-        # 2q - 1 = tanh(odds / 2), so v * (2q - 1) is the chance to be right less that to be wrong.
-        expected_RL = (cast_RL + (weights_RP * np.tanh(odds_RP / 2)) @ votes) / 2
-        before, skills_RL = skills_RL, (right + expected_RL) / (right + wrong + cast_RL)
-        if np.abs(skills_RL - before).max(initial=0.0) < tolerance:
-            return skills_RL
-    raise NotMeasurable(f"the skills have not settled after {limit} iterations")
-
-
-def votes_of(t: Table) -> NDArray[np.int8]:
-    """Return votes_PL: each labeler's strict verdict on each pair, 0 where there is none."""
-    votes_PL = np.zeros((len(t.cluster_P), len(t.labelers)), dtype=np.int8)
-    votes_PL[t.pair_J, t.labeler_J] = t.verdict_J
-    return votes_PL
-
-
-def skills(t: Table, *, prior: tuple[float, float]) -> dict[str, float]:
-    """Return each labeler's skill, for weighing votes. With two labelers it leans on the prior."""
-    patterns, weights = _patterns(t, np.ones((1, len(set(t.cluster_P)))))
-    found_L = dawid_skene(patterns, weights, prior=prior)[0]
-    return dict(zip(t.labelers, found_L.tolist(), strict=True))
-
-
-def skill_estimates(
-    t: Table, *, prior: tuple[float, float], resamples: int, seed: int
-) -> dict[str, Estimate | NotMeasurable]:
-    """Return each labeler's skill with its interval, or why it cannot be told.
-
-    Agreement fixes three skills where three labelers judge pairs in common; between two it is one
-    number for two skills. n counts the labeler's strict verdicts.
-    """
-    votes_PL = votes_of(t)
-    names = sorted(set(t.cluster_P))
-    drawn_RC = cluster_resamples(names, resamples=resamples, seed=seed)
-    patterns, weights_RP = _patterns(t, np.vstack([np.ones((1, len(names))), drawn_RC]))
-    found_RL = dawid_skene(patterns, weights_RP, prior=prior)
-    low_L, high_L = np.quantile(found_RL[1:], [0.025, 0.975], axis=0)
-    cast_L = (votes_PL != 0).sum(0)
-    told_L = _in_a_triangle(votes_PL)
-    return {
-        name: Estimate(*map(float, (found_RL[0, k], low_L[k], high_L[k])), n=int(cast_L[k]))
-        if told_L[k]
-        else NotMeasurable(f"{name} judges no pairs in common with two others who share pairs")
-        for k, name in enumerate(t.labelers)
-    }
-
-
-def _in_a_triangle(votes_PL: NDArray[np.int8]) -> Bools:
-    """Whether each labeler shares pairs with two others who share pairs with each other."""
-    cast = (votes_PL != 0).astype(np.float64)
-    shared_LL = (cast.T @ cast > 0).astype(np.float64)
-    np.fill_diagonal(shared_LL, 0)
-    return np.diagonal(shared_LL @ shared_LL @ shared_LL) > 0
-
-
-def _patterns(t: Table, drawn_RC: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Return the distinct rows of votes, and how often each occurs in every resample of clusters.
-
-    A row and its mirror image say the same of skills. Three labelers make at most 13 patterns
-    whatever the number of pairs, which is what makes resampling cheap.
-    """
-    votes_PL = votes_of(t)
-    voted_P = (votes_PL != 0).any(1)
-    votes_PL = votes_PL[voted_P]
-    _, cluster_P = np.unique(np.asarray(t.cluster_P, dtype=str), return_inverse=True)
-    leading_P = np.take_along_axis(votes_PL, (votes_PL != 0).argmax(1)[:, None], axis=1)
-    patterns, which_P = np.unique(votes_PL * leading_P, axis=0, return_inverse=True)
-    counts_CP = np.zeros((drawn_RC.shape[1], len(patterns)))
-    np.add.at(counts_CP, (cluster_P[voted_P], which_P.reshape(-1)), 1)
-    return patterns, drawn_RC @ counts_CP
-
-
-def report(
-    rankings: Sequence[Ranking],
-    clusters: Mapping[str, str],
-    *,
-    prior: tuple[float, float],
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Return every figure of this file for rankings that count, as nested plain numbers.
-
-    Returns:
-        `labelers`: name to junk_rate, tie_rate, position_follow_rate, kendall, skill; `agreement`:
-        raw, between (each two labelers), alpha_nominal on pair verdicts, alpha_ordinal on ranks.
-    """
-    often = {"resamples": resamples, "seed": seed}
-    t = table([j for r in rankings for j in consensus.judgements(r)], clusters)
-    by_labeler = defaultdict(list)
-    for ranking in rankings:
-        by_labeler[ranking.labeler].append(ranking)
-    skill = _skill_figures(t, prior, often)
-    labelers = {
-        name: {
-            "junk_rate": figure(lambda own=own: junk_rate(own, clusters, **often)),
-            "tie_rate": _of_labeler(tie_rate, t, name, often),
-            "position_follow_rate": _of_labeler(position_follow_rate, t, name, often),
-            "kendall": _of_labeler(kendall, t, name, often),
-            "skill": skill.get(name, {"refused": _COMPARES_NOTHING.format(name)}),
-        }
-        for name, own in sorted(by_labeler.items())
-    }
-    return {"labelers": labelers, "agreement": _agreement_figures(t, rankings, clusters, often)}
-
-
-_COMPARES_NOTHING = "{} compares no completions"
-
-
-def _of_labeler(
-    measure: Callable[..., Estimate], t: Table, name: str, often: Mapping[str, int]
-) -> dict[str, Any]:
-    if name not in t.labelers:
-        return {"refused": _COMPARES_NOTHING.format(name)}
-    return figure(lambda: measure(t, name, **often))
-
-
-def _skill_figures(
-    t: Table, prior: tuple[float, float], often: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
-    if not t.labelers:
-        return {}
-    try:
-        found = skill_estimates(t, prior=prior, **often)
-    except NotMeasurable as reason:
-        return {name: {"refused": str(reason)} for name in t.labelers}
-    return {
-        name: e.plain() if isinstance(e, Estimate) else {"refused": str(e)}
-        for name, e in found.items()
-    }
-
-
-def _agreement_figures(
-    t: Table, rankings: Sequence[Ranking], clusters: Mapping[str, str], often: Mapping[str, int]
-) -> dict[str, Any]:
-    try:
-        overall, between = raw_agreement(t, **often)
-        raw = {"raw": overall.plain(), "between": between}
-    except NotMeasurable as reason:
-        raw = {"raw": {"refused": str(reason)}}
-    verdicts, verdict_clusters = verdict_ratings(t)
-    ranks, rank_clusters = rank_ratings(rankings, clusters)
-    return {
-        **raw,
-        "alpha_nominal": figure(
-            lambda: alpha(verdicts, verdict_clusters, distance="nominal", **often)
-        ),
-        "alpha_ordinal": figure(lambda: alpha(ranks, rank_clusters, distance="ordinal", **often)),
-    }

@@ -1,0 +1,1 @@
+"""Public preference sets and other tools' files, one module a format."""
