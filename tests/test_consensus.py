@@ -511,3 +511,39 @@ def test_fine_grained_qa_preferences_survive_the_way_through_rankings():
         counts.update("strict" if j.verdict else "tied" for j in judged)
     # (500 - 22) questions * 6 pairs = 2868 = 2544 + 324
     assert counts == {"intransitive": 22, "strict": 2544, "tied": 324}
+
+
+def test_a_judges_soft_labels_reach_the_pairs_under_soft_and_nowhere_else():
+    # the judge holds b over a with .7, and its ranks say so; the list of words says a over b
+    judge = ranking({"a": 2, "b": 1}, labeler="judge", preferences=[
+        {"first": "b", "second": "a", "p_first": 0.7},
+    ])  # fmt: skip
+    words = ranking({"a": 1, "b": 2}, labeler="words")
+    judged = [j for one in (judge, words) for j in consensus.judgements(one)]
+
+    def p_first(how, some):
+        skills = {"judge": 0.8, "words": 0.8}
+        (pair,) = consensus.combine(some, criterion="harmless", how=how, ties="drop", skills=skills)
+        return pair.p_first
+
+    # alone: 1 - .7 = .3 for a; with the words' 1: (.3 + 1) / 2 = .65
+    assert p_first("soft", judged[:1]) == pytest.approx(0.3)
+    assert p_first("soft", judged) == pytest.approx(0.65)
+    assert p_first("majority", judged) == 0.5
+    assert p_first("weighted", judged[:1]) == pytest.approx(0.2)
+
+
+def test_a_judge_that_ties_two_and_leans_to_one_has_a_vote_under_soft():
+    leaning = ranking({"a": 1, "b": 1}, labeler="judge", preferences=[
+        {"first": "a", "second": "b", "p_first": 0.51},
+    ])  # fmt: skip
+    some = consensus.judgements(leaning)
+    found = {
+        how: consensus.combine(
+            some, criterion="harmless", how=how, ties="drop", skills={"judge": 0.8}
+        )[0]
+        for how in ("soft", "majority")
+    }
+    assert found["soft"].p_first == pytest.approx(0.51)
+    assert found["soft"].votes == 1
+    assert (found["majority"].p_first, found["majority"].votes) == (0.5, 0)

@@ -155,7 +155,7 @@ def test_a_changed_parameter_of_one_policy_reruns_only_that_policy(graph):  # pr
         (
             ("algorithm: dpo ", "algorithm: dop "),
             "align@dpo",
-            "ParamError: params.yaml: policies.dpo.algorithm must be one of 'none', 'sft', 'dpo', 'rloo', 'ppo', not 'dop'",
+            "ParamError: params.yaml: policies.dpo.algorithm must be one of 'none', 'sft', 'dpo', 'kto', 'rloo', 'ppo', not 'dop'",
         ),
         (
             ("prompts: 24 ", "prompts: 900 "),
@@ -163,7 +163,7 @@ def test_a_changed_parameter_of_one_policy_reruns_only_that_policy(graph):  # pr
             "Refusal: params.yaml: evaluate.sets.toxic.prompts is 900, but the split has",
         ),
         (
-            ("temperature: 1.0 ", "temperature: warm "),
+            ("temperature: 1.0      # divides", "temperature: warm      # divides"),
             "sample@base",
             "ParamError: params.yaml: samplers.base.temperature must be a valid number, not 'warm'",
         ),
@@ -227,3 +227,88 @@ def test_without_the_mlflow_store_no_output_changes_and_little_time_is_lost(clea
     assert dead - usual < 15
     assert "does not take this run" in done.stderr + done.stdout
     assert (clean / "data/completions/base.jsonl").read_bytes() == before
+
+
+def labels_of_ann(folder, sampler="base", count=6):
+    """What a person says of some prompts' completions: the first best, the last two alike, one junk."""
+    by_prompt = {}
+    for line in (folder / f"data/completions/{sampler}.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        by_prompt.setdefault(row["prompt_id"], []).append(row["id"])
+    rows = []
+    for prompt, ids in sorted(by_prompt.items())[:count]:
+        ranks = {ids[0]: 1} | dict.fromkeys(ids[1:], 2)
+        rows.append({
+            "schema_version": 1, "kind": "ranking", "criterion": "harmless", "prompt_id": prompt, "labeler": "ann",
+            "shown": ids[::-1], "ranks": ranks, "junk": {}, "revision": 1,
+        })  # fmt: skip
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_persons_file_reruns_rank_and_what_follows_and_nothing_before(clean):
+    from mlflow import MlflowClient
+
+    (clean / "data/labels/ann.jsonl").write_text(labels_of_ann(clean))
+    planned = shell(clean, "dvc", "repro", "--dry").stdout
+    assert ran(planned) == {"rank@people"}  # the rest depends on what that writes
+    output = shell(clean, "dvc", "repro", "pairs").stdout
+    assert ran(output) == {"rank@people", "pairs"}
+    pairs = (clean / "data/pairs/train.jsonl").read_text()
+    assert '"ann"' in pairs
+    own = json.loads((clean / "reports/runs/pairs.json").read_text())["run_id"]
+    shown = MlflowClient(f"sqlite:///{clean}/mlflow.db").get_run(own).data.metrics
+    quality = json.loads((clean / "reports/labels.json").read_text())["criteria"]["harmless"][
+        "labelers"
+    ]
+    assert shown["ann/tie_rate"] == pytest.approx(quality["ann"]["tie_rate"]["value"])
+    assert {f"{name}/tie_rate" for name in ("ann", "valence", "words", "judge")} <= shown.keys()
+    (clean / "data/labels/ann.jsonl").unlink()
+
+
+def test_revisions_are_pairs_where_params_take_them_in(graph):
+    folder, _ = graph
+    trace = (folder / "data/revisions/own/rankings.jsonl").read_text().splitlines()
+    assert trace
+    pairs = [
+        json.loads(line)
+        for split in ("train", "validation", "test")
+        for line in (folder / f"data/pairs/{split}.jsonl").read_text().splitlines()
+    ]
+    revised = [p for p in pairs if p["labelers"] == ["own"]]
+    assert {p["chosen_id"].split("/")[1].rsplit("-", 1)[0] for p in revised} == {"own"}
+    assert {p["rejected_id"].split("/")[1].rsplit("-", 1)[0] for p in revised} == {"own-original"}
+
+
+@pytest.mark.slow
+def test_the_next_round_labels_the_policys_own_completions_and_keeps_the_earlier(clean):
+    """What docs/labels.md says under "The next round"."""
+    from stages.lib.commands.freeze import freeze
+
+    (clean / "data/labels/ann.jsonl").write_text(labels_of_ann(clean))
+    shell(clean, "dvc", "repro", "pairs")
+    first = json.loads((clean / "reports/labels.json").read_text())
+    freeze(clean, "dpo", "1")
+    shell(clean, "dvc", "add", "-q", "data/rounds/1")
+    params = YAML()
+    with (clean / "params.yaml").open() as text:
+        whole = params.load(text)
+    whole["samplers"]["round1"] = dict(whole["samplers"]["base"]) | {"adapter": "data/rounds/1"}
+    whole["labelers"]["people"]["samplers"] = ["round1"]
+    whole["pairs"]["mixed_samplers"] = True
+    with (clean / "params.yaml").open("w") as text:
+        params.dump(whole, text)
+    output = shell(clean, "dvc", "repro", "sample@round1").stdout
+    assert ran(output) == {"sample@round1"}
+    with (clean / "data/labels/ann.jsonl").open("a") as out:
+        out.write(labels_of_ann(clean, "round1"))
+    shell(clean, "dvc", "repro", "pairs")
+    second = json.loads((clean / "reports/labels.json").read_text())
+    before, after = (found["criteria"]["harmless"]["labelers"]["ann"] for found in (first, second))
+    assert after["prompts"] == before["prompts"] == 6
+    assert after["tie_rate"]["n"] == 2 * before["tie_rate"]["n"]
+    samplers = {
+        row["chosen_id"].split("/")[1].rsplit("-", 1)[0]
+        for row in map(json.loads, (clean / "data/pairs/train.jsonl").read_text().splitlines())
+        if "ann" in row["labelers"]
+    }
+    assert {"base", "round1"} <= samplers

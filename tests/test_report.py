@@ -353,6 +353,18 @@ def test_sections_that_labels_and_reward_lack_are_left_out(copied):
     assert "classifier" in text
 
 
+def test_how_often_a_judge_contradicts_itself_is_told_by_principle(copied):
+    metrics = {"order_flip_rate": 0.9, "flips/insult": 0.875, "asked/insult": 16.0}
+    run_file = {"stage": "rank@judge", "run_id": "", "metrics": metrics, "seconds": 1.0}
+    (copied["out"] / "runs").mkdir(parents=True, exist_ok=True)
+    (copied["out"] / "runs/rank@judge.json").write_text(json.dumps(run_file))
+    run(copied)
+    text = (copied["out"] / "report.html").read_text()
+    assert "How often judge contradicts itself" in text
+    told = breakable(" ".join(Elements(text).text))
+    assert "all comparisons 90% insult 88% of 16" in " ".join(told.split())
+
+
 def test_labels_by_people_are_not_denied(copied):
     labels = json.loads(copied["labels"].read_text())
     labels["labelers"]["ada"] = {"kind": "people", "rankings": 12}

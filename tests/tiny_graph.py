@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
-    "fetch@base", "provoke@red", "prompts", "sample@base", "revise@own", "rank@valence", "rank@words", "rank@judge", "pairs", "pretrain@votes", "reward",
+    "fetch@base", "provoke@red", "prompts", "sample@base", "revise@own",
+    "rank@valence", "rank@words", "rank@judge", "rank@people", "pairs", "pretrain@votes", "reward",
     "align@baseline", "align@unquantised", "align@dpo", "align@ppo",
     "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo", "report",
 }  # fmt: skip
@@ -58,25 +59,18 @@ def write_votes(folder: Path) -> None:
     folder.mkdir(parents=True)
     with (folder / "posts.jsonl").open("w") as out:
         for n in range(24):
-            own = {
-                "site": "tea.example.com",
-                "parent_id": None,
-                "accepted_answer_id": None,
-                "title": None,
-            }
-            texts = (
-                f"<p>Is tea {n} good?</p>",
-                f"<p>Yes, hot, for {n} minutes.</p>",
-                "<p>No idea.</p>",
-            )
-            for at, (text, score) in enumerate(zip(texts, (1, 5, 0), strict=True)):
-                kind = (
-                    {"type": "answer", "parent_id": 10 * n}
-                    if at
-                    else {"type": "question", "title": f"Tea {n}"}
-                )
-                post = own | kind | {"id": 10 * n + at, "score": score, "body_html": text}
-                out.write(json.dumps(post) + "\n")
+            question = {
+                "site": "tea.example.com", "id": 10 * n, "type": "question", "parent_id": None,
+                "accepted_answer_id": None, "score": 1, "title": f"Tea {n}", "body_html": f"<p>Is tea {n} good?</p>",
+            }  # fmt: skip
+            answers = [
+                question | {"id": 10 * n + at, "type": "answer", "parent_id": 10 * n, "title": None} | own
+                for at, own in enumerate((
+                    {"score": 5, "body_html": f"<p>Yes, hot, for {n} minutes.</p>"},
+                    {"score": 0, "body_html": "<p>No idea.</p>"},
+                ), start=1)
+            ]  # fmt: skip
+            out.writelines(json.dumps(post) + "\n" for post in (question, *answers))
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -51,6 +51,13 @@ class Judgement(NamedTuple):
     """One of the two is junk, and the verdict says no more than that."""
     first_seen_first: bool
     """The labeler saw first before second."""
+    p_first: float | None = None
+    """How sure the labeler is that first is better, where they compared the two and say so."""
+
+    def stance(self, how: How) -> float:
+        """Return the vote, -1 to 1: under `soft` what the labeler believes, else the verdict."""
+        soft = how == "soft" and self.p_first is not None
+        return 2 * self.p_first - 1 if soft else float(self.verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,8 @@ def judgements(ranking: Ranking) -> list[Judgement]:
     place = places(ranking)
     seen = {cid: position for position, cid in enumerate(ranking.shown)}
     scores = ranking.scores or {}
+    sure = {(p.first, p.second): p.p_first for p in ranking.preferences or []}
+    sure |= {(second, first): 1 - p for (first, second), p in sure.items()}
     found = []
     for first, second in itertools.combinations(sorted(place), 2):
         if first in ranking.junk and second in ranking.junk:
@@ -190,6 +199,7 @@ def judgements(ranking: Ranking) -> list[Judgement]:
                 score=scores[first] - scores[second] if scored else None,
                 junk=first in ranking.junk or second in ranking.junk,
                 first_seen_first=seen[first] < seen[second],
+                p_first=sure.get((first, second)),
             )
         )
     return found
@@ -233,10 +243,10 @@ def _candidate(
     skills: Mapping[str, float],
 ) -> Candidate:
     prompt_id, first, second, whose = key
-    votes = [j for j in group if j.verdict or ties == "half"]
-    p_first = probability([(j.labeler, j.verdict) for j in votes], how=how, skills=skills)
+    votes = [j for j in group if j.stance(how) or ties == "half"]
+    p_first = probability([(j.labeler, j.stance(how)) for j in votes], how=how, skills=skills)
     winner = (p_first > 0.5) - (p_first < 0.5)
-    for_winner = [j for j in votes if j.verdict == winner] if winner else []
+    for_winner = [j for j in votes if j.stance(how) * winner > 0]
     scores = [j.score for j in group if j.score is not None]
     margins = scores or [j.places for j in group]
     return Candidate(
@@ -255,15 +265,15 @@ def _candidate(
 
 
 def probability(
-    votes: Sequence[tuple[str, int]], *, how: How, skills: Mapping[str, float]
+    votes: Sequence[tuple[str, float]], *, how: How, skills: Mapping[str, float]
 ) -> float:
-    """Return the probability that first is better, from (labeler, verdict) votes.
+    """Return the probability that first is better, from (labeler, vote) with votes of -1 to 1.
 
-    No votes, and votes that balance, give exactly 0.5. Swapping first and second gives one minus
-    it. Two labelers of skill 0.8 against one: majority 1, soft 0.667, weighted
-    sigmoid(log 4) = 0.8.
+    A vote is a verdict; under `soft` it may be a belief, 2p - 1. No votes, and votes that balance,
+    give exactly 0.5. Swapping first and second gives one minus it. Two labelers of skill 0.8
+    against one: majority 1, soft 0.667, weighted sigmoid(log 4) = 0.8.
     """
-    net = sum(verdict for _, verdict in votes)
+    net = math.fsum(vote for _, vote in votes)
     if how == "soft":
         return (1 + net / len(votes)) / 2 if votes else 0.5
     if how == "weighted":

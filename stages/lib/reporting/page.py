@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,7 @@ def _tables(findings: Findings) -> Nested:
     return {
         "criteria": [_criterion(name, labels) for name in labels.get("criteria", {})],
         "trade_off": _trade_off(labels.get("trade_off", {})),
+        "flips": _flips(findings.runs),
         "labels": flat({k: v for k, v in labels.items() if k not in own}),
         "reward": [_quality(name, own) for name, own in reward_models(findings.reward).items()],
         "trained": {name: flat(own) for name, own in findings.trained.items() if own},
@@ -216,6 +217,19 @@ def _criterion(name: str, labels: Mapping[str, Any]) -> Nested:
         "agreement": flat(shown),
         "elo": _ratings(own.get("elo", {})),
     }
+
+
+def _flips(runs: Sequence[Nested]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return for each judge how often its two orders disagree: in all, and by principle."""
+    found = []
+    for run in runs:
+        measured = run.get("metrics", {})
+        if "order_flip_rate" in measured:
+            asked = {k.removeprefix("asked/"): n for k, n in measured.items() if "asked/" in k}
+            lines = [("all comparisons", f"{measured['order_flip_rate']:.0%}")]
+            lines += [(k, f"{measured[f'flips/{k}']:.0%} of {n:.0f}") for k, n in asked.items()]
+            found.append((run["stage"].partition("@")[2], lines))
+    return found
 
 
 def _alike(found: Mapping[str, Any]) -> str:
