@@ -45,6 +45,16 @@ def packed(lm):
     return lm
 
 
+def test_an_adapter_that_a_library_made_bfloat16_trains_in_float32(tiny):
+    # TRL casts every trainable parameter where the base is packed in 4 bits.
+    models.add_lora(tiny, rank=2, alpha=4, seed=1)
+    own = [p for p in tiny.model.parameters() if p.requires_grad]
+    for parameter in own:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    models.trainable(tiny.model)
+    assert {p.dtype for p in own} == {torch.float32}
+
+
 def test_rounded_weights_give_the_logits_of_packed_ones(tiny_folder):
     rounded = models.load(tiny_folder, NF4)
     full = models.load(tiny_folder, NF4, quantised=False)

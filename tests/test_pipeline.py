@@ -230,7 +230,7 @@ def test_without_the_mlflow_store_no_output_changes_and_little_time_is_lost(clea
 
 
 def labels_of_ann(folder, sampler="base", count=6):
-    """What a person says of some prompts' completions: the first best, the last two alike, one junk."""
+    """What a person says of some prompts' completions: the first is best, the others are alike."""
     by_prompt = {}
     for line in (folder / f"data/completions/{sampler}.jsonl").read_text().splitlines():
         row = json.loads(line)

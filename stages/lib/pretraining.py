@@ -1,7 +1,8 @@
 """Preference-model pretraining: a reward model learns from votes before it learns from our labels.
 
 Askell et al. 2021 (arXiv:2112.00861), section 4. What it learns on is plentiful and about something
-else; what it is for is fewer of our own pairs. docs/measurements.md says what that was worth here.
+else; what it is for is fewer of our own pairs. tests/bench_pretraining.py measures what that is
+worth.
 """
 
 from collections import Counter

@@ -25,17 +25,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stages.lib import importers, order
+from stages.lib import importers, order, selection
 from stages.lib.importers import Row
 from stages.lib.labelers import people
 from stages.lib.preferences import argilla, csv_labels, csv_pairs, label_studio, tools, trl
 from stages.lib.preferences.tools import Known, Read, Task
-from stages.lib.records import AnyLabel, Completion, Pair, Prompt, Signal
+from stages.lib.records import AnyLabel, Completion, Pair, Signal
 from stages.lib.runtime import files, locks
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Refusal
 
-SPLITS = ("train", "validation", "test")
 PROMPTS, COMPLETIONS = Path("data/prompts"), Path("data/completions")
 LABELS, PAIRS = Path("data/labels"), Path("data/pairs")
 
@@ -50,11 +49,7 @@ def known(root: Path) -> Known:
     Raises:
         RecordError: there are none, or a line of a file is none.
     """
-    prompts = [
-        prompt
-        for split in SPLITS
-        for prompt in files.read_lines(root / PROMPTS / f"{split}.jsonl", Prompt)
-    ]
+    prompts = selection.every(root / PROMPTS)
     found = sorted((root / COMPLETIONS).glob("*.jsonl"))
     if not found:
         raise RecordError(f"{COMPLETIONS}: has no file; `dvc repro sample` makes them")
@@ -290,7 +285,7 @@ def _trl_out(root: Path, asked: argparse.Namespace) -> list[str]:
         signals = files.read_lines(root / PAIRS / "signals.jsonl", Signal)
         rows = [(trl.layout_of(signal), trl.unpaired(signal)) for signal in signals]
         return _by_layout(asked.out, "signals", rows)
-    for split in SPLITS:
+    for split in selection.SPLITS:
         pairs = files.read_lines(root / PAIRS / f"{split}.jsonl", Pair)
         rows = [(trl.layout_of(p), trl.preference(p, implicit=asked.implicit)) for p in pairs]
         said += _by_layout(asked.out, split, rows)
@@ -309,7 +304,7 @@ def _by_layout(out: Path, name: str, rows: Sequence[tuple[str, dict[str, Any]]])
 
 def _pairs_csv_out(root: Path, asked: argparse.Namespace) -> list[str]:
     said = []
-    for split in SPLITS:
+    for split in selection.SPLITS:
         pairs = files.read_lines(root / PAIRS / f"{split}.jsonl", Pair)
         files.write_text(asked.out / f"{split}.csv", csv_pairs.write(pairs))
         said.append(f"{asked.out / split}.csv: {len(pairs)} pairs")

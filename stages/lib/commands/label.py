@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from stages.lib import selection
 from stages.lib.labelers import people
 from stages.lib.labelers.people import People
 from stages.lib.labelling import page, plan, server
@@ -133,11 +134,11 @@ def _given(asked: People, settings: dict[str, Any]) -> tuple[list[Prompt], list[
                 f"params.yaml: {ENTRY}.samplers: there is no samplers.{name}; there are "
                 f"{', '.join(samplers) or 'none'}"
             )
-    paths = [PROMPTS / f"{split}.jsonl" for split in ("train", "validation", "test")]
+    paths = [PROMPTS / f"{split}.jsonl" for split in selection.SPLITS]
     for path in paths:
         if not path.is_file():
             raise LabelError(f"{path}: no such file; `dvc repro sample` makes what is labeled")
-    prompts = [prompt for path in paths for prompt in files.read_lines(path, Prompt)]
+    prompts = selection.every(PROMPTS)
     if asked.task == "demonstration":
         return prompts, []
     found = files.entry_files(COMPLETIONS, samplers, section="samplers")
