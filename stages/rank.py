@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from stages.lib import selection
 from stages.lib.base import Base
 from stages.lib.labelers import classifier, judge, lexicon, people
-from stages.lib.records import Completion, Prompt, Ranking, latest
+from stages.lib.records import Completion, Ranking, latest
 from stages.lib.runtime import entry, files
 
 Labeler = Annotated[
@@ -46,13 +47,8 @@ def run(
     out: Path,
 ) -> dict[str, float]:
     """Write the labeler's rankings; return their number, the share of ties, and its own metrics."""
-    asked = [
-        p
-        for split in ("train", "validation", "test")
-        for p in files.read_lines(prompts / f"{split}.jsonl", Prompt)
-    ]
     given = files.read_entries(completions, samplers, Completion, section="samplers")
-    rankings, own = LABELERS[labeler.kind](labeler, name, base, asked, given)
+    rankings, own = LABELERS[labeler.kind](labeler, name, base, selection.every(prompts), given)
     files.write_lines(out, rankings)
     counting = [label for label in latest(rankings) if isinstance(label, Ranking)]
     tied = total = 0

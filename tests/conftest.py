@@ -83,6 +83,7 @@ def clean(graph):
     folder, _ = graph
     yield folder
     shell(folder, "git", "checkout", "-q", ".")
+    shell(folder, "git", "clean", "-fdxq", "data", "models", "reports")
     shell(folder, "dvc", "checkout", "-q", "--force")
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages.lib import losses, models, reward_model, reward_quality
+from stages.lib import losses, models, reward_model, reward_quality, reward_training
 from stages.lib.groups import collate, group
 from stages.lib.models import ModelError
-from stages.lib.records import Pair
+from stages.lib.records import Completion, Pair, Prompt
 from stages.lib.reward_model import Answer, Head, Normaliser
 from stages.lib.reward_trainer import fit_scorer, new_head, probe
 from stages.lib.reward_training import Task, Trained
+from stages.lib.runtime import files
 from stages.lib.runtime.schema import Refusal
 from stages.lib.tokens import TokenSequence
 
@@ -309,6 +310,37 @@ def test_a_model_that_scores_everything_alike_is_refused():
         ModelError, match="gives all 4 completions one score; it has learnt nothing"
     ):
         Normaliser.fit([0.5] * 4)
+
+
+def test_the_normaliser_is_fitted_to_the_bases_answers_to_align_prompts(tmp_path):
+    prompts = [
+        Prompt(
+            id=role, form="continuation", category="c", source="s", text=f"{role} text", role=role, cluster=role
+        )
+        for role in ("align", "reward")
+    ]  # fmt: skip
+    files.write_lines(tmp_path / "prompts/train.jsonl", prompts)
+    for sampler in ("base", "round1"):
+        answers = [
+            Completion(
+                id=f"{p.id}/{sampler}-{index}", prompt_id=p.id, sampler=sampler, index=index, finish="stop",
+                text=f" {sampler} {p.id} {index}", tokens=3, logp=-1.0,
+            )
+            for p in prompts
+            for index in range(3)
+        ]  # fmt: skip
+        files.write_lines(tmp_path / f"completions/{sampler}.jsonl", answers)
+    samplers = {
+        "base": {"model": "models/base", "adapter": "models/base"},
+        "round1": {"model": "models/base", "adapter": "data/rounds/1"},
+    }
+    places = tmp_path / "completions", tmp_path / "prompts"
+    answers = reward_training.baseline_answers(*places, samplers, limit=9)
+    assert [a.text for a in answers] == [f" base align {index}" for index in range(3)]
+    assert len(reward_training.baseline_answers(*places, samplers, limit=2)) == 2
+    samplers["base"]["adapter"] = "data/rounds/0"
+    with pytest.raises(Refusal, match="no sampler without an adapter has two of them"):
+        reward_training.baseline_answers(*places, samplers, limit=9)
 
 
 def test_a_folder_without_a_reward_model_is_refused(tiny, tmp_path):

@@ -60,17 +60,24 @@ COLUMNS = ("model", "step", "loss", "accuracy", "margin", "learning_rate", "grad
 def baseline_answers(
     completions: Path, prompts: Path, samplers: dict[str, Any], *, limit: int
 ) -> list[Answer]:
-    """Return what the samplers answered to the first align prompts: the policy's own ground."""
+    """Return what the samplers answered to the first align prompts: the policy's own ground.
+
+    Those with an adapter left out: a later round's answers are no longer the base's.
+    """
     known = {
         p.id: p for p in files.read_lines(prompts / "train.jsonl", Prompt) if p.role == "align"
     }
     given = files.read_entries(completions, samplers, Completion, section="samplers")
+    bare = {name for name, own in samplers.items() if own["adapter"] == own["model"]}
     answers = [
-        Answer(known[c.prompt_id].body(), c.text, c.finish) for c in given if c.prompt_id in known
+        Answer(known[c.prompt_id].body(), c.text, c.finish)
+        for c in given
+        if c.prompt_id in known and c.sampler in bare
     ][:limit]
     if len(answers) < 2:
         raise Refusal(
-            f"{completions}: no completions of align prompts, which the normaliser is fitted to"
+            f"{completions}: the normaliser is fitted to completions of align prompts, and no "
+            "sampler without an adapter has two of them"
         )
     return answers
 

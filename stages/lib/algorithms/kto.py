@@ -99,7 +99,7 @@ def _require_enough(policy: Kto, task: Task, prompts: int, up: int, down: int) -
     more = (
         "label some with `make label TASK=thumbs`, or set signals: pairs"
         if policy.signals == "thumbs"
-        else "raise prompts.shares.align or sample more completions"
+        else "raise prompts.split.shares.align or sample more completions"
     )
     if not prompts:
         kind = "thumbs" if policy.signals == "thumbs" else "pairs that say which is better"
@@ -116,8 +116,8 @@ def weights(balance: float | None, up: int, down: int) -> tuple[float, float]:
 
         up * w_up = balance * down * w_down,    up * w_up + down * w_down = up + down
 
-    The paper puts the balance between 1 and 4/3 (3/2 in its later versions) and sets one of the two
-    weights to 1; a mean of 1 keeps the size of the loss, and with it that of the gradient.
+    The paper and TRL advise a balance between 1 and 4/3 and set one of the two weights to 1; a mean
+    of 1 keeps the size of the loss, and with it that of the gradient.
 
     Args:
         balance: summed weight of good completions over that of bad ones; None weighs each 1.

@@ -6,7 +6,6 @@ place as well as an answer, so both orders are asked and averaged; how often the
 counted, principle by principle.
 """
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,12 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from stages.lib import constitution
+from stages.lib import constitution, selection
 from stages.lib.base import Base
 from stages.lib.constitution import Principle
 from stages.lib.labelers import questions
 from stages.lib.labelers.ranks import by_prompt, ranking
+from stages.lib.order import by_hash
 from stages.lib.records import Completion, Name, Preference, Prompt, Ranking, Role
 from stages.lib.runtime.schema import Strict
 
@@ -134,7 +134,7 @@ def comparisons(
     """
     found = []
     for first, second in combinations(sorted(completions, key=lambda c: c.id), 2):
-        drawn = int(_hash(f"{first.id}|{second.id}"), 16) % len(principles)
+        drawn = int(by_hash(f"{first.id}|{second.id}"), 16) % len(principles)
         by = principles if labeler.principles == "all" else [principles[drawn]]
         found += [Comparison(prompt, first, second, principle) for principle in by]
     return found
@@ -190,8 +190,7 @@ def _first_by_hash(
     labeler: Judge, prompts: Sequence[Prompt], grouped: Mapping[str, Sequence[Completion]]
 ) -> list[Prompt]:
     fitting = [p for p in prompts if p.role in labeler.roles and len(grouped.get(p.id, ())) > 1]
-    first = sorted(fitting, key=lambda p: _hash(p.id))[: labeler.prompts]
-    return sorted(first, key=lambda p: p.id)
+    return sorted(selection.first(fitting, labeler.prompts), key=lambda p: p.id)
 
 
 def _ranking(
@@ -220,7 +219,3 @@ def _ranking(
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -18,6 +18,8 @@ from stages.lib.records import (
     Role,
     Skip,
     Thumbs,
+    Written,
+    latest,
 )
 from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
@@ -67,7 +69,7 @@ def rank(
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
 ) -> tuple[list[AnyLabel], dict[str, float]]:
-    """Return what people said, every criterion and revision, without the tasks they skipped.
+    """Return every line that people gave, skips among them; `pairs` decides what counts.
 
     Raises:
         RecordError: a line is no label, is another labeler's, is about a prompt or completion that
@@ -76,23 +78,15 @@ def rank(
     folder = Path(labeler.reads)
     labels = [label for file in sorted(folder.glob("*.jsonl")) for label in read(file)]
     _require_known(labels, prompts, completions)
-    last: dict[tuple[object, ...], AnyLabel] = {}
-    for _, label in labels:
-        key = label.labeler, *label.subject
-        last[key] = max(last.get(key, label), label, key=lambda one: one.revision)
-    skipped = {key for key, label in last.items() if isinstance(label, Skip)}
-    said = [
-        label
-        for _, label in labels
-        if (label.labeler, *label.subject) not in skipped and not isinstance(label, Skip)
-    ]
+    lines = [label for _, label in labels]
+    counting = latest(lines)
     instructions = files.sha256(Path(labeler.guide))
-    told = [label for label in said if label.instructions_sha]
-    return said, {
-        "people": float(len({label.labeler for label in said})),
-        "skipped": float(len(skipped)),
-        "thumbs": float(sum(isinstance(label, Thumbs) for label in said)),
-        "demonstrations": float(sum(label.kind == "demonstration" for label in said)),
+    told = [label for label in counting if label.instructions_sha]
+    return lines, {
+        "people": float(len({label.labeler for label in lines})),
+        "skipped": float(sum(isinstance(label, Skip) for label in counting)),
+        "thumbs": float(sum(isinstance(label, Thumbs) for label in counting)),
+        "demonstrations": float(sum(isinstance(label, Written) for label in counting)),
         "other_instructions": float(sum(x.instructions_sha != instructions for x in told)),
     }
 

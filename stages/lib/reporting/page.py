@@ -225,7 +225,7 @@ def _flips(runs: Sequence[Nested]) -> list[tuple[str, list[tuple[str, str]]]]:
     for run in runs:
         measured = run.get("metrics", {})
         if "order_flip_rate" in measured:
-            asked = {k.removeprefix("asked/"): n for k, n in measured.items() if "asked/" in k}
+            asked = {k[6:]: n for k, n in measured.items() if k.startswith("asked/")}
             lines = [("all comparisons", f"{measured['order_flip_rate']:.0%}")]
             lines += [(k, f"{measured[f'flips/{k}']:.0%} of {n:.0f}") for k, n in asked.items()]
             found.append((run["stage"].partition("@")[2], lines))
