@@ -21,7 +21,7 @@ repro: .venv/ready .dvc/config
 
 # Two at a time, with a thread each: two processes of two threads on two cores take far longer.
 test: .venv/ready
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --no-loadscope-reorder
 
 slow: .venv/ready
 	python -m pytest -m slow

@@ -10,6 +10,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub
 ROOT = Path(__file__).parent.parent
 
 
+GRAPH = "tests/test_lineage.py", "tests/test_pipeline.py", "tests/test_sharing.py"
+"""Their tests share one workspace, which takes minutes to build."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that two processes end at about the same time."""
+    items.sort(key=lambda item: not item.nodeid.startswith(GRAPH))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each file to one process, and the files that share a workspace to the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "graph" if nodeid.startswith(GRAPH) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     from tiny_model import build

@@ -916,7 +916,9 @@
   by("help").addEventListener("close", () => {
     store.set("read", work.instructions_sha);
     tick();
-    if (task) by("question").focus({ preventScroll: true });
+    // The event comes after the closing; whoever writes by then goes on writing.
+    const writes = document.activeElement.matches("input:not([type=checkbox]), textarea");
+    if (task && !writes) by("question").focus({ preventScroll: true });
   });
   for (const dialog of [by("help"), by("reason")]) {
     for (const button of dialog.querySelectorAll("[data-close]")) {
