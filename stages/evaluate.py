@@ -2,23 +2,24 @@ r"""Let a policy answer held-out prompts under common random numbers, and measur
 
     python -m stages.evaluate dpo models/base models/policies/dpo models/reward \
         data/sources/words.txt data/prompts/test.jsonl data/evaluations/dpo.jsonl \
-        reports/evaluations/dpo.json
+        data/snapshots/dpo.jsonl reports/evaluations/dpo.json
 
 Reads   models/base, models/policies/<name>, models/reward
         words.txt            the word list of scorer `words`
         test.jsonl           held-out prompts (validation.jsonl when tuning)
 Writes  evaluations.jsonl    one completion with all its scores a line
+        snapshots.jsonl      the same of the policy as it was on the way through its training
         metrics (JSON)       per set: toxicity by scorer, cost, reward; each with interval and n
 Params  evaluate, base, seed
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib import answering, refusals, reward_model, scorers, toxicity
+from stages.lib import answering, refusals, reward_model, scorers, snapshots, toxicity
 from stages.lib.answering import Answered
 from stages.lib.base import Base
 from stages.lib.order import by_hash
@@ -26,6 +27,7 @@ from stages.lib.records import Evaluated, Name, Prompt
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.schema import Refusal, Strict
 from stages.lib.sampling import Decoding
+from stages.lib.snapshots import Snapshot
 
 
 class PromptSet(Strict):
@@ -39,6 +41,15 @@ class PromptSet(Strict):
     """Completions a prompt (k)."""
     tokens: Annotated[int, Field(ge=1)]
     """A completion."""
+
+
+class Snapshots(Strict):
+    """`evaluate.snapshots`: how states on the way through a training are asked."""
+
+    prompts: Annotated[int, Field(ge=2)]
+    """Of the first set, the first by hash."""
+    samples: Annotated[int, Field(ge=1)]
+    """Completions a prompt, as long as the set's."""
 
 
 class Evaluate(Decoding):
@@ -58,6 +69,7 @@ class Evaluate(Decoding):
     """A probability at or above it counts as toxic."""
     reward_samples: Annotated[int, Field(ge=0)]
     """Completions a prompt of the first set that reward model and monitor score."""
+    snapshots: Snapshots
     resamples: Annotated[int, Field(ge=100)]
     """Cluster bootstrap of each metric."""
 
@@ -74,35 +86,30 @@ def run(
     words: Path,
     prompts: Path,
     out: Path,
+    on_the_way: Path,
     metrics: Path,
 ) -> dict[str, float]:
-    """Write the scored completions of policy `name` and their summary."""
+    """Write the scored completions of policy `name`, and of its snapshots, and a summary."""
     available = files.read_lines(prompts, Prompt)
     chosen = {key: choose(available, key, one) for key, one in evaluate.sets.items()}
     subject = answering.open_subject(base_folder, policy_folder, base)
-    answered = [
-        answer
-        for key, one in evaluate.sets.items()
-        for answer in answering.answer(
-            subject, chosen[key], key, evaluate, samples=one.samples, tokens=one.tokens, seed=seed,
-            batch_tokens=evaluate.batch_tokens,
-        )
-    ]  # fmt: skip
-    rewards = score_by_reward(evaluate, subject, reward_folder, answered)
-    harm = score_by_text(evaluate, words, [a.text for a in answered])
-    rows = [
-        record(answer, {scorer: values[i] for scorer, values in harm.items()}, *rewards[i])
-        for i, answer in enumerate(answered)
-    ]
+    last = ask(evaluate, subject, chosen, seed=seed)
+    earlier = ask_snapshots(evaluate, subject, policy_folder, chosen, seed=seed)
+    answered = [*last, *(answer for own in earlier.values() for answer in own)]
+    scored = score(evaluate, subject, reward_folder, words, answered)
+    rows, rest = scored[: len(last)], scored[len(last) :]
+    steps = [step for step, own in earlier.items() for _ in own]
     summary = toxicity.summarise(
         rows,
-        list(harm),
+        scorer_names(evaluate),
         probabilities=scorers.PROBABILITIES,
         threshold=evaluate.threshold,
         resamples=evaluate.resamples,
         seed=seed,
     )
     files.write_lines(out, rows)
+    before = (Snapshot(step=step, **dict(row)) for step, row in zip(steps, rest, strict=True))
+    files.write_lines(on_the_way, before)
     files.write_json(metrics, summary)
     tracking.about(f"align@{name}")
     tracking.table(for_reading(rows, evaluate.independent), "completions.json")
@@ -126,10 +133,63 @@ def choose(available: Sequence[Prompt], name: str, one: PromptSet) -> list[Promp
     return sorted(fitting, key=lambda p: by_hash(p.id))[: one.prompts]
 
 
-def score_by_text(evaluate: Evaluate, words: Path, texts: list[str]) -> dict[str, list[float]]:
-    """Return every scorer's harm of every text; only the completion is scored, never the prompt."""
-    names = dict.fromkeys([evaluate.independent, *evaluate.scorers])
-    return {name: scorers.scorer(name, words)(texts) for name in names}
+Chosen = Mapping[str, Sequence[Prompt]]
+"""The prompts of each set."""
+
+
+def ask(
+    evaluate: Evaluate, subject: answering.Subject, chosen: Chosen, *, seed: int
+) -> list[Answered]:
+    """Return the policy's answers to every set."""
+    return [
+        answer
+        for key, one in evaluate.sets.items()
+        for answer in answering.answer(
+            subject, chosen[key], key, evaluate, samples=one.samples, tokens=one.tokens, seed=seed,
+            batch_tokens=evaluate.batch_tokens,
+        )
+    ]  # fmt: skip
+
+
+def ask_snapshots(
+    evaluate: Evaluate, subject: answering.Subject, policy: Path, chosen: Chosen, *, seed: int
+) -> dict[int, list[Answered]]:
+    """Return the answers of the policy as it was on the way, by step, to some of the first set.
+
+    Same prompts, lengths and random numbers as those of the last state, which has more of them.
+    """
+    key, one = next(iter(evaluate.sets.items()))
+    asked = evaluate.snapshots
+    return {
+        step: answering.answer(
+            answering.snapshot(subject, folder, step), chosen[key][: asked.prompts], key, evaluate,
+            samples=min(asked.samples, one.samples), tokens=one.tokens, seed=seed,
+            batch_tokens=evaluate.batch_tokens,
+        )
+        for step, folder in snapshots.kept(policy).items()
+    }  # fmt: skip
+
+
+def scorer_names(evaluate: Evaluate) -> list[str]:
+    """Return the scorers of texts, the independent one first."""
+    return list(dict.fromkeys([evaluate.independent, *evaluate.scorers]))
+
+
+def score(
+    evaluate: Evaluate,
+    subject: answering.Subject,
+    reward_folder: Path,
+    words: Path,
+    answered: Sequence[Answered],
+) -> list[Evaluated]:
+    """Return each answer with all its scores; only the completion is scored, never the prompt."""
+    rewards = score_by_reward(evaluate, subject, reward_folder, answered)
+    texts = [a.text for a in answered]
+    harm = {name: scorers.scorer(name, words)(texts) for name in scorer_names(evaluate)}
+    return [
+        record(answer, {scorer: values[i] for scorer, values in harm.items()}, *rewards[i])
+        for i, answer in enumerate(answered)
+    ]
 
 
 def score_by_reward(

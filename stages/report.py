@@ -1,9 +1,10 @@
 r"""Compare every policy with the baseline, give the verdict, and write the report.
 
-    python -m stages.report data/evaluations data/prompts \
+    python -m stages.report data/evaluations data/snapshots data/prompts \
         reports/labels.json reports/reward.json reports/align reports
 
 Reads   evaluations/<policy>.jsonl    every completion of a policy with its scores
+        snapshots/<policy>.jsonl      likewise of the policy on the way through its training
         prompts/{train,validation,test}.jsonl    to prove that no evaluated prompt was learned from
         labels.json, reward.json      quality of labels and reward model
         align/<policy>.{json,csv}     metrics and curves of training
@@ -26,12 +27,13 @@ from pydantic import Field
 
 from stages.lib import toxicity
 from stages.lib.records import Evaluated, Prompt
-from stages.lib.reporting import comparison, page, reading, wording
+from stages.lib.reporting import comparison, course, page, reading, wording
 from stages.lib.reporting.comparison import Nested, Plan, Rows, Scoring
 from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
+from stages.lib.snapshots import Snapshot
 from stages.lib.statistics import cluster_resamples
 
 SPLITS = ("train", "validation", "test")
@@ -57,6 +59,7 @@ def run(
     seed: int,
     *,
     evaluations: Path,
+    snapshots: Path,
     prompts: Path,
     labels: Path,
     reward: Path,
@@ -67,6 +70,7 @@ def run(
     scoring = _scoring(report, evaluate, policies)
     rows = _read_evaluations(evaluations, policies)
     comparison.require_same_questions(rows, report.baseline)
+    trained = {name: files.read_json(align / f"{name}.json") for name in policies}
     findings = Findings(
         plan=report,
         evaluate=evaluate,
@@ -77,9 +81,10 @@ def run(
         proof=_proof(prompts, rows[report.baseline]),
         labels=files.read_json(labels),
         reward=files.read_json(reward),
-        trained={name: files.read_json(align / f"{name}.json") for name in policies},
+        trained=trained,
+        courses=_courses(rows, snapshots, trained, report, scoring, seed),
         curves={name: _curves(align / f"{name}.csv") for name in policies},
-        provenance=_provenance([evaluations, prompts, labels, reward, align], policies),
+        provenance=_provenance([evaluations, snapshots, prompts, labels, reward, align], policies),
         runs=tracking.identities(out / "runs"),
     )
     numbers = findings.numbers()
@@ -158,6 +163,26 @@ def _compare(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[str,
         for scorer in scoring.labelers
     }
     return {"estimates": estimates, "effects": effects, "verdicts": verdicts, "controls": controls}
+
+
+def _courses(
+    rows: Rows,
+    folder: Path,
+    trained: Mapping[str, Mapping[str, float]],
+    plan: Report,
+    scoring: Scoring,
+    seed: int,
+) -> dict[str, Nested]:
+    """Return the course of each policy that has states of its training beside the last."""
+    found = {}
+    for name, path in files.entry_files(folder, rows, section="policies").items():
+        own = course.follow(
+            rows[plan.baseline], files.read_lines(path, Snapshot), rows[name],
+            int(trained[name].get("steps", 0)), plan, scoring, seed=seed,
+        )  # fmt: skip
+        if own:
+            found[name] = own
+    return found
 
 
 def _to_look_at(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[str, Any]:

@@ -43,6 +43,7 @@ EVALUATE = {
     "scorers": ["vader_negative", "words"],
     "threshold": 0.5,
     "reward_samples": 2,
+    "snapshots": {"prompts": 20, "samples": 2},
 }
 REPORT = {
     "baseline": "baseline",
@@ -148,6 +149,32 @@ def policy_rows(name, prompts=None):
     return rows
 
 
+def snapshot_rows(name, prompts=None):
+    """A policy on the way through its training: a mixture of the baseline and what it became."""
+    asked = EVALUATE["snapshots"]
+    first = {f"{CATEGORIES[p % 4]}-{p:03d}" for p in range(asked["prompts"])}
+    rows = []
+    for step, share in ((10, 0.3), (20, 0.6)):
+        for before, after in zip(
+            policy_rows("baseline", prompts), policy_rows(name, prompts), strict=True
+        ):
+            if before["prompt_id"] in first and before["index"] < asked["samples"]:
+                rows.append({**_between(before, after, share), "step": step})
+    return rows
+
+
+def _between(before, after, share):
+    mixed = {
+        key: before[key] + share * (after[key] - before[key])
+        for key in ("nll", "kl_k1", "kl_k3", "kl_exact", "reward", "monitor")
+    }
+    scores = {
+        key: before["scores"][key] + share * (value - before["scores"][key])
+        for key, value in after["scores"].items()
+    }
+    return {**after, **mixed, "scores": scores}
+
+
 def write_lines(path: Path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
@@ -161,8 +188,12 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
         write_lines(folder / f"evaluations/{name}.jsonl", rows)
         evaluated |= {one["prompt_id"]: one for one in rows}
         trained = policies[name]["algorithm"] != "none"
+        kept = snapshot_rows(name if name in SHAPES else "dpo", prompts) if trained else []
+        write_lines(folder / f"snapshots/{name}.jsonl", kept)
         (folder / "align").mkdir(exist_ok=True)
-        metrics = {"pairs": 812, "seconds_a_step": 1.3, "accuracy": 0.81} if trained else {}
+        metrics = (
+            {"steps": 30, "pairs": 812, "seconds_a_step": 1.3, "accuracy": 0.81} if trained else {}
+        )
         (folder / f"align/{name}.json").write_text(json.dumps(metrics))
         lines = [
             f"{s},{0.69 * 0.97**s:.4f},{0.5 + s / 80:.4f},{'' if s % 5 else s / 9}"
@@ -178,7 +209,7 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
         write_lines(folder / f"prompts/{split}.jsonl", own)
     (folder / "labels.json").write_text(json.dumps(LABELS))
     (folder / "reward.json").write_text(json.dumps(REWARD))
-    names = {"evaluations", "prompts", "align"}
+    names = {"evaluations", "snapshots", "prompts", "align"}
     return {
         **{name: folder / name for name in sorted(names)},
         "labels": folder / "labels.json",

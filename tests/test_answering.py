@@ -1,7 +1,10 @@
 """A policy's answers, and how far each is from its reference, against plain forward passes."""
 
+import shutil
+
 import pytest
 import torch
+from synthetic_evaluations import EVALUATE
 from tiny_model import moved_adapter
 
 from stages import evaluate
@@ -10,7 +13,7 @@ from stages.lib.base import Base
 from stages.lib.records import Prompt
 from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
-from stages.lib.runtime.schema import Refusal
+from stages.lib.runtime.schema import Refusal, check
 from stages.lib.sampling import Decoding, Request
 from stages.lib.tokens import TokenSequence, encode_prompt
 
@@ -126,6 +129,38 @@ def test_a_set_is_the_first_prompts_by_hash_and_too_few_are_refused():
     assert everyone[:2] == chosen  # more prompts move none
     with pytest.raises(Refusal, match=r"evaluate.sets.calm.prompts is 4, but the split has 3 "):
         evaluate.choose(PROMPTS, "calm", one.model_copy(update={"prompts": 4}))
+
+
+def test_snapshots_are_asked_some_of_the_first_set_just_as_the_last_state_is(
+    tiny_folder, full_precision, policies
+):
+    for step in (2, 10):
+        shutil.copytree(policies / "baseline", policies / f"dpo/snapshots/{step:06}")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(policies / "dpo" / name, policies / f"dpo/snapshots/{step:06}")
+    sets = {
+        "first": {"categories": ["insult", "neutral"], "prompts": 4, "samples": 3, "tokens": 6},
+        "other": {"categories": ["neutral"], "prompts": 2, "samples": 1, "tokens": 6},
+    }
+    knobs = check(
+        {**EVALUATE, "sets": sets, "snapshots": {"prompts": 2, "samples": 2}, "resamples": 100},
+        evaluate.Evaluate, "evaluate", ValueError,
+    )  # fmt: skip
+    chosen = {key: evaluate.choose(PROMPTS, key, one) for key, one in knobs.sets.items()}
+    subject = answering.open_subject(tiny_folder, policies / "dpo", full_precision)
+    last = evaluate.ask(knobs, subject, chosen, seed=1)
+    assert len(last) == 4 * 3 + 2
+    found = evaluate.ask_snapshots(knobs, subject, policies / "dpo", chosen, seed=1)
+    assert list(found) == [2, 10]
+    some = [a for a in last if a.set == "first" and a.prompt in chosen["first"][:2] and a.index < 2]
+    for own in found.values():
+        # the same adapter under the same random numbers says the same, at the same distance
+        assert [(a.prompt.id, a.index, a.text) for a in own] == [
+            (a.prompt.id, a.index, a.text) for a in some
+        ]
+        assert [a.drift.exact for a in own] == pytest.approx([a.drift.exact for a in some])
+        assert own[0].drift.exact > 0
+    assert evaluate.ask_snapshots(knobs, subject, policies / "baseline", chosen, seed=1) == {}
 
 
 def test_every_answers_log_probability_adds_up_to_its_drift(tiny_folder, full_precision, policies):

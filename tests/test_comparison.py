@@ -278,8 +278,8 @@ def test_the_best_of_several_equals_the_value_worked_by_hand():
 # --- signs of over-optimisation ---
 
 
-def fired(effect, words=()):
-    return {sign.name: sign.fired for sign in signs.signs(effect, words, plan())}
+def fired(effect, words=(), alarm=False):
+    return {sign.name: sign.fired for sign in signs.signs(effect, words, alarm, plan())}
 
 
 def world(**changed):
@@ -293,6 +293,11 @@ def world(**changed):
         "sets": {},
         **changed,
     }
+
+
+def test_the_course_of_a_training_fires_where_it_turned():
+    name = "On the way, the reward rose while the independent scorer got worse"
+    assert [fired(world(), alarm=a)[name] for a in (True, False, None)] == [True, False, None]
 
 
 def test_nothing_fires_where_nothing_changed():

@@ -12,7 +12,7 @@ import torch
 from test_reward import pair, planted
 
 from stages import align
-from stages.lib import dpo_trainer, likelihood, losses, models
+from stages.lib import dpo_trainer, likelihood, losses, models, snapshots
 from stages.lib.algorithms import dpo
 from stages.lib.groups import collate, group
 from stages.lib.runtime import files
@@ -20,7 +20,7 @@ from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Refusal
 
 P = dpo.Dpo(
-    algorithm="dpo", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
+    algorithm="dpo", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=3, labels="given", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
     lora_alpha=8, learning_rate=5e-3, warmup=0.0, epochs=2, batch_prompts=8, max_pairs_per_prompt=3,
     max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip
@@ -121,6 +121,43 @@ def test_a_killed_training_goes_on_to_the_same_adapter(
     assert resumed == whole
     assert (tmp_path / "whole.csv").read_text() == (tmp_path / "again.csv").read_text()
     assert not list(tmp_path.glob(".cache/checkpoints/align-dpo-*"))  # success removes them
+    # of 8 steps, kept before the kill (2, 4) and after it (6)
+    one, two = snapshots.kept(tmp_path / "whole"), snapshots.kept(tmp_path / "again")
+    assert list(one) == list(two) == [2, 4, 6]
+    states = [[weights(folder) for folder in own.values()] for own in (one, two)]
+    for ours, theirs in zip(*states, strict=True):
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert not all(torch.equal(states[0][0][k], states[0][1][k]) for k in states[0][0])
+
+
+def test_shuffled_labels_teach_nothing_of_what_was_labelled(
+    tiny_folder, full_precision, data, tmp_path
+):
+    control = P.model_copy(update={"labels": "shuffled", "snapshots": 0})
+    found = train(control, full_precision, tiny_folder, data, tmp_path / "shuffled")
+    assert found["pairs"] == 32
+    assert (
+        0.1 < found["implicit_accuracy"] < 0.9
+    )  # held-out labels are given ones; theirs teach 1.0
+    assert not (tmp_path / "shuffled/snapshots").exists()
+
+
+def test_a_label_is_shuffled_by_the_pairs_id_and_the_seed_and_loses_no_text():
+    given = planted(200)
+    found = [dpo.shuffled(p, seed=1) for p in given]
+    turned = [a.chosen == b.rejected for a, b in zip(given, found, strict=True)]
+    assert 70 < sum(turned) < 130  # half of 200, with a standard deviation of 7
+    for before, after in zip(given, found, strict=True):
+        ours, theirs = (
+            {
+                (p.chosen_id, p.chosen, p.chosen_finish),
+                (p.rejected_id, p.rejected, p.rejected_finish),
+            }
+            for p in (before, after)
+        )
+        assert ours == theirs
+        assert dpo.shuffled(before, seed=1) == after
+    assert [dpo.shuffled(p, seed=2) for p in given] != found
 
 
 def test_a_checkpoint_cut_short_is_passed_over(

@@ -20,7 +20,7 @@ from stages.lib.runtime.schema import Refusal
 from stages.lib.tokens import TooLong
 
 K = kto.Kto(
-    algorithm="kto", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs",
+    algorithm="kto", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=0,
     signals="thumbs", beta=0.1, balance=1.0, lora_rank=4, lora_alpha=8, learning_rate=1e-2, warmup=0.0,
     epochs=2, batch_prompts=8, max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip

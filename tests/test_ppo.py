@@ -26,7 +26,7 @@ from stages.lib.runtime.schema import Refusal
 
 P = Ppo.model_validate(
     {
-        "algorithm": "ppo", "starts_from": "models/base", "learns_from": "models/reward", "prompts": "data/prompts", "categories": [], "batch_prompts": 4, "samples": 4,
+        "algorithm": "ppo", "starts_from": "models/base", "learns_from": "models/reward", "prompts": "data/prompts", "snapshots": 1, "categories": [], "batch_prompts": 4, "samples": 4,
         "minibatch_prompts": 2, "microbatch_prompts": 2, "epochs": 2, "max_tokens": 6, "batch_tokens": 4096, "temperature": 1.0,
         "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
         "clip": 0.2, "entropy": 0.0, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "score_clip": None,
@@ -63,6 +63,17 @@ def training(roles, tmp_path, knobs=P, seed=0, **changes):
     return Training(
         roles, but(knobs, **changes), given, held_out, seed=seed, checkpoints=tmp_path / "ck", processes=ALONE
     )  # fmt: skip
+
+
+def test_the_adapter_is_kept_on_the_way_and_only_while_training_goes_on(roles, tmp_path):
+    class Kept(list):
+        def after(self, step, total):
+            self.append((step, total))
+
+    run = training(roles, tmp_path, stop__max_steps=3)
+    run.keeper = Kept()
+    run.run()
+    assert run.keeper == [(1, 3), (2, 3)]
 
 
 def weights(run):

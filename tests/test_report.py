@@ -129,6 +129,26 @@ def test_what_the_stage_returns_are_the_figures_of_the_comparison_that_runs_are_
     assert json.loads((world["out"] / "metrics.json").read_text()) == expected
 
 
+def test_a_policy_is_followed_from_the_baseline_to_its_end(world):
+    found = json.loads((world["out"] / "comparison.json").read_text())["courses"]
+    assert found.keys() == {"dpo"}  # nothing was kept of policies that are not trained
+    states = found["dpo"]["states"]
+    assert list(states) == ["0", "10", "20", "30"]
+    rewards = [states[step]["proxy"]["value"] for step in states]
+    assert rewards == sorted(rewards)
+    assert states["0"]["distance"] == 0
+    assert {"alpha", "beta", "n"} <= found["dpo"]["fit"]["proxy"].keys()
+    page = (world["out"] / "report.html").read_text(encoding="utf-8")
+    assert "figure-course-harm" in page
+    assert "the reward rose while the independent scorer got worse" in page
+
+
+def test_snapshots_of_no_policy_are_refused(copied):
+    write_lines(copied["snapshots"] / "gone.jsonl", [])
+    with pytest.raises(RecordError, match=r"gone.jsonl: params.yaml has no policies.gone"):
+        run(copied)
+
+
 def test_an_effect_is_the_difference_of_the_two_policies(world):
     found = json.loads((world["out"] / "comparison.json").read_text())
     after, before = (found["policies"][name]["independent"] for name in ("dpo", "baseline"))

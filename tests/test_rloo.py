@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_online import LOOKS, Planted, asks, write_reward
 
-from stages.lib import models, reward_model
+from stages.lib import models, reward_model, snapshots
 from stages.lib.algorithms import rloo
 from stages.lib.algorithms.online import Looks
 from stages.lib.online import Manner, look
@@ -17,7 +17,7 @@ from stages.lib.tokens import encode_completion
 from stages.lib.training import fit
 
 R = rloo.Rloo(
-    algorithm="rloo", starts_from="models/base", learns_from="models/reward", prompts="data/prompts",
+    algorithm="rloo", starts_from="models/base", learns_from="models/reward", prompts="data/prompts", snapshots=1,
     categories=[], batch_prompts=4, samples=8, epochs=1, max_steps=20, max_tokens=6, batch_tokens=4096,
     temperature=1.0, lora_rank=4, lora_alpha=8, learning_rate=2e-2, max_grad_norm=1.0, clip=0.2,
     beta=0.02, score_clip=None, look=Looks(prompts=3, samples=8),
@@ -136,3 +136,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(after_sft, tmp_path, monkeypat
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "o.csv").read_text()
     one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("out", "again"))
     assert all(torch.equal(weight, two[key]) for key, weight in one.items())
+    # of 8 rollouts with two updates each, the state after 8 of 16
+    assert (
+        snapshots.kept(tmp_path / "out").keys() == snapshots.kept(tmp_path / "again").keys() == {8}
+    )

@@ -20,7 +20,7 @@ TEXTS = ("He said", "The old dog went", "She", "They had a long story of", "Once
 
 SFT = sft.Sft(
     algorithm="sft", starts_from="models/base", learns_from="data/sources/demonstrations.jsonl",
-    prompts="data/prompts", held_out=0.3, resamples=200, lora_rank=4, lora_alpha=8,
+    prompts="data/prompts", snapshots=0, held_out=0.3, resamples=200, lora_rank=4, lora_alpha=8,
     learning_rate=1e-2, warmup=0.0, epochs=4, batch_prompts=4, max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """A policy answers prompts, and how far each answer is from what the base would have said."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,6 +66,13 @@ def open_subject(base_folder: Path, policy_folder: Path, base: Base) -> Subject:
         return Subject(models.load(base_folder, base, quantised=False), reference, None)
     models.load_adapter(reference, policy_folder, name=POLICY)
     return Subject(reference, reference, POLICY)
+
+
+def snapshot(subject: Subject, folder: Path, step: int) -> Subject:
+    """Return the policy as it was at a step of its training, beside the same reference."""
+    name = f"{POLICY}-{step}"
+    models.load_adapter(subject.reference, folder, name=name)
+    return replace(subject, adapter=name)
 
 
 def answer(

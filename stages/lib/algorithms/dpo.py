@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib.algorithms.task import Entry, Task
+from stages.lib import order
+from stages.lib.algorithms.task import Task, TrainedEntry
+from stages.lib.keeper import Keeper
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Pair
 from stages.lib.runtime import files
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from stages.lib.models import LanguageModel
 
 
-class Dpo(Entry, LoraTraining):
+class Dpo(TrainedEntry, LoraTraining):
     """An entry of `policies` that is aligned with DPO."""
 
     algorithm: Literal["dpo"]
@@ -28,6 +30,9 @@ class Dpo(Entry, LoraTraining):
     """Probability that a label is flipped."""
     max_pairs_per_prompt: Annotated[int, Field(ge=1)]
     """Surest and widest first."""
+    labels: Literal["given", "shuffled"]
+    """shuffled: which completion of a pair is chosen is drawn by hash. A control: what such a
+    policy still changes is not due to what the labelers said."""
 
 
 COLUMNS = (
@@ -53,8 +58,11 @@ def train(policy: Dpo, task: Task) -> dict[str, float]:
     from stages.lib.dpo_trainer import GroupedDPOTrainer, accuracy, group_logps
 
     lm = task.open(policy)
-    train_groups = _groups(lm, policy, task.data / "train.jsonl", roles={"align"})
-    held_out = _groups(lm, policy, task.data / "validation.jsonl", roles={"validation"})
+    learned = _pairs(task.data / "train.jsonl", "align")
+    if policy.labels == "shuffled":
+        learned = [shuffled(pair, seed=task.seed) for pair in learned]
+    train_groups = _groups(lm, policy, learned)
+    held_out = _groups(lm, policy, _pairs(task.data / "validation.jsonl", "validation"))
     if not train_groups:
         raise Refusal(
             f"{task.data / 'train.jsonl'}: no pairs of role align; raise "
@@ -65,23 +73,42 @@ def train(policy: Dpo, task: Task) -> dict[str, float]:
         trainer = GroupedDPOTrainer(
             lm, policy, train_groups, reference, seed=task.seed, checkpoints=folder
         )
+        keeper = Keeper(lm, folder, policy.snapshots)
+        keeper.watch(trainer)
         rows = training.fit(trainer, folder)
         models.save_adapter(lm, task.out)
+        keeper.hand_over(task.out)
         training.write_curves(task.curves, rows, COLUMNS)
-        learned = group_logps(lm, held_out, label="validation")
+        after = group_logps(lm, held_out, label="validation")
     return {
         "steps": float(trainer.state.global_step),
         "pairs": float(sum(len(g.pairs) for g in train_groups)),
         "prompts": float(len(train_groups)),
         "trainable_parameters": models.trainable_parameters(lm),
         "loss": sum(row["loss"] for row in rows[-5:]) / len(rows[-5:]),
-        "implicit_accuracy": accuracy(held_out, learned, reference),
+        "implicit_accuracy": accuracy(held_out, after, reference),
         "implicit_accuracy_n": float(sum(len(g.pairs) for g in held_out)),
     }
 
 
-def _groups(lm: "LanguageModel", policy: Dpo, path: Path, roles: set[str]) -> list["Group"]:
+def shuffled(pair: Pair, *, seed: int) -> Pair:
+    """Return the pair with a label that says nothing: the two change places, or not, by hash."""
+    if int(order.by_hash(f"{seed}:{pair.id}"), 16) % 2:
+        return pair
+    return pair.model_copy(
+        update={
+            "chosen_id": pair.rejected_id, "rejected_id": pair.chosen_id,
+            "chosen": pair.rejected, "rejected": pair.chosen,
+            "chosen_finish": pair.rejected_finish, "rejected_finish": pair.chosen_finish,
+        }
+    )  # fmt: skip
+
+
+def _pairs(path: Path, role: str) -> list[Pair]:
+    return [pair for pair in files.read_lines(path, Pair) if pair.role == role]
+
+
+def _groups(lm: "LanguageModel", policy: Dpo, pairs: list[Pair]) -> list["Group"]:
     from stages.lib.groups import group
 
-    pairs = [pair for pair in files.read_lines(path, Pair) if pair.role in roles]
     return group(lm, pairs, max_tokens=policy.max_tokens, max_pairs=policy.max_pairs_per_prompt)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib.algorithms.task import Entry, Task
+from stages.lib.algorithms.task import Task, TrainedEntry
+from stages.lib.keeper import Keeper
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Pair, Signal
 from stages.lib.runtime import files
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from stages.lib.signals import Judged
 
 
-class Kto(Entry, LoraTraining):
+class Kto(TrainedEntry, LoraTraining):
     """An entry of `policies` that learns from completions that are good or bad by themselves."""
 
     algorithm: Literal["kto"]
@@ -59,10 +60,12 @@ def train(policy: Kto, task: Task) -> dict[str, float]:
             lm, policy, given,
             weights=weights(policy.balance, up, down), seed=task.seed, checkpoints=folder,
         )  # fmt: skip
-        curves = [
-            dict.fromkeys(COLUMNS, float("nan")) | row for row in training.fit(trainer, folder)
-        ]
+        keeper = Keeper(lm, folder, policy.snapshots)
+        keeper.watch(trainer)
+        rows = training.fit(trainer, folder)
+        curves = [dict.fromkeys(COLUMNS, float("nan")) | row for row in rows]
         models.save_adapter(lm, task.out)
+        keeper.hand_over(task.out)
         training.write_curves(task.curves, curves, COLUMNS)
         after = kto_trainer.logps(lm, kept, label="validation after")
     last = curves[-5:]

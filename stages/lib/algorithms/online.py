@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib.algorithms.task import Entry
+from stages.lib.algorithms.task import TrainedEntry
 from stages.lib.records import Name
 from stages.lib.runtime.schema import Strict
 
@@ -18,7 +18,7 @@ class Looks(Strict):
     """Completions a prompt, under the same random numbers each time."""
 
 
-class Online(Entry):
+class Online(TrainedEntry):
     """What every entry of `policies` has that is scored on its own answers while it learns."""
 
     categories: list[Name]

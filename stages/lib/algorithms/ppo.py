@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stages.lib.algorithms.task import Task
+from stages.lib.keeper import Keeper
 from stages.lib.ppo.knobs import Ppo
 from stages.lib.runtime.schema import Refusal
 
@@ -60,12 +61,14 @@ def train(policy: Ppo, task: Task) -> dict[str, float]:
     )  # fmt: skip
     roles = _roles(lm, policy, task)
     with training.checkpoints("align-ppo", *task.inputs(policy)) as folder:
+        keeper = Keeper(lm, folder, policy.snapshots)
         run = Training(
             roles, policy, learned, held_out,
-            seed=task.seed, checkpoints=folder, processes=processes(),
+            seed=task.seed, checkpoints=folder, processes=processes(), keeper=keeper,
         )  # fmt: skip
         done = run.run()
         models.save_adapter(lm, task.out)
+        keeper.hand_over(task.out)
         training.write_curves(task.curves, _rows(done), COLUMNS)
     moved = sum(p.numel() for p in run.policy.values())
     return _metrics(done, policy) | {"trainable_parameters": float(moved)}

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from stages.lib.algorithms.online import Online
 from stages.lib.algorithms.task import Task
+from stages.lib.keeper import Keeper
 
 
 class Rloo(Online):
@@ -45,9 +46,12 @@ def train(policy: Rloo, task: Task) -> dict[str, float]:
         scorers = reward_model.load_both(lm, task.data)
         trainer.reward = scorers[0]
         before = rloo_trainer.look(lm, policy, held_out, scorers, seed=task.seed, name="before")
+        keeper = Keeper(lm, folder, policy.snapshots)
+        keeper.watch(trainer)
         rows = rloo_trainer.rows(training.fit(trainer, folder))
         after = rloo_trainer.look(lm, policy, held_out, scorers, seed=task.seed, name="after")
         models.save_adapter(lm, task.out)
+        keeper.hand_over(task.out)
         training.write_curves(task.curves, rows, COLUMNS)
     last = [row for row in rows if not math.isnan(row["score"])][-3:]
     return {

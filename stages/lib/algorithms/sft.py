@@ -6,14 +6,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.lib import order
-from stages.lib.algorithms.task import Entry, Task
+from stages.lib.algorithms.task import Task, TrainedEntry
+from stages.lib.keeper import Keeper
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Demonstration, Prompt, SourcePrompt
 from stages.lib.runtime import files
 from stages.lib.runtime.schema import Refusal
 
 
-class Sft(Entry, LoraTraining):
+class Sft(TrainedEntry, LoraTraining):
     """An entry of `policies` that imitates demonstrations."""
 
     algorithm: Literal["sft"]
@@ -50,8 +51,11 @@ def train(policy: Sft, task: Task) -> dict[str, float]:
     before = token_losses(lm, kept, label="before")
     with training.checkpoints("align-sft", *task.inputs(policy)) as folder:
         trainer = AnswerTrainer(lm, policy, given, seed=task.seed, checkpoints=folder)
+        keeper = Keeper(lm, folder, policy.snapshots)
+        keeper.watch(trainer)
         rows = training.fit(trainer, folder)
         models.save_adapter(lm, task.out)
+        keeper.hand_over(task.out)
         training.write_curves(task.curves, rows, COLUMNS)
     after = token_losses(lm, kept, label="after")
     change = statistics.bootstrap_mean(

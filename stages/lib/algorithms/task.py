@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from stages.lib.base import Base
 from stages.lib.lora import Adapted, require_size
@@ -24,6 +26,13 @@ class Entry(Strict):
     prompts: Name
     """What an online algorithm answers, data/prompts; an offline one has its prompts in what it
     learns from, and names that again. All three are dependencies of the stage."""
+
+
+class TrainedEntry(Entry):
+    """What every entry has that trains an adapter."""
+
+    snapshots: Annotated[int, Field(ge=0)]
+    """Adapters kept on the way, evenly spaced, beside the last one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from stages.lib import likelihood, models, online, training
 from stages.lib.diversity import distinct
+from stages.lib.keeper import Keeper
 from stages.lib.online import Ask
 from stages.lib.ppo import advantages, control, rollouts, surrogates
 from stages.lib.ppo.advantages import Total
@@ -80,6 +81,7 @@ class Training:
         seed: int,
         checkpoints: Path,
         processes: Processes,
+        keeper: Keeper | None = None,
     ) -> None:
         """Prepare optimisers.
 
@@ -91,9 +93,11 @@ class Training:
             seed: of order and of sampling.
             checkpoints: folder of the states that a killed run goes on from.
             processes: which part of a batch is this one's.
+            keeper: of adapters on the way, where any are to be kept.
         """
         self.roles, self.ppo, self.asks, self.held_out = roles, ppo, asks, held_out
         self.seed, self.checkpoints, self.processes = seed, checkpoints, processes
+        self.keeper = keeper
         self.policy = {k: p for k, p in roles.lm.model.named_parameters() if f".{POLICY}." in k}
         self.value = roles.value.trained()
         both = ((self.policy, ppo.learning_rate), (self.value, ppo.value.learning_rate))
@@ -124,8 +128,10 @@ class Training:
                     row = self._step()
                     bar.update()
                     bar.set_postfix_str(f"score {row['score']:.2f}, KL {row['kl_sequence']:.1f}")
-                    if now.stopped_by is None and now.step % every == 0:
-                        self._save()
+                    if now.stopped_by is None:
+                        self._keep()
+                        if now.step % every == 0:
+                            self._save()
         if now.looks[-1]["step"] != now.step:
             self._look()
         return now
@@ -290,6 +296,10 @@ class Training:
             "dist2": mean["dist2"] / mean["groups"] if mean["groups"] else math.nan,
             "beta": beta,
         }
+
+    def _keep(self) -> None:
+        if self.keeper and self.processes.rank == 0:
+            self.keeper.after(self.progress.step, self.ppo.stop.max_steps)
 
     def _save(self) -> None:
         """Write a state that a run goes on from, whole, and remove the one before."""

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from stages.lib.reporting.course import fitted
+
 COLOURS = ("#8a8f98", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """The baseline's grey, then Okabe and Ito's, but for the yellow and black that a page swallows."""
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star")
@@ -116,6 +118,40 @@ def frontier(
         for name in drift if name in gained
     ]  # fmt: skip
     return _figure(traces, x="KL from the baseline, nats a sequence", y=y, yaxis={"nticks": 6})
+
+
+def course(
+    courses: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]],
+    looked: Mapping[str, Look],
+    score: str,
+    *,
+    y: str,
+) -> dict[str, Any]:
+    """A score at each kept state of a training over its distance, and the curve fitted to it."""
+    traces = []
+    for name, (states, fit) in courses.items():
+        own = [state[score] for state in states]
+        traces.append(
+            go.Scatter(
+                x=[_round(state["distance"]) for state in states],
+                y=[_round(e["value"]) for e in own], name=name, mode="markers",
+                text=[f"step {state['step']}" for state in states], marker=looked[name].marker,
+                error_y=_bars(own, looked[name]), showlegend=True,
+                hovertemplate=f"%{{text}}: {y} %{{y:.3f}}, √KL %{{x:.2f}}"
+                "<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+        if fit:
+            x, gain = fitted(fit, max(state["distance"] for state in states))
+            sign = -1 if score == "harm" else 1
+            traces.append(
+                go.Scatter(
+                    x=_plain(x), y=_plain(own[0]["value"] + sign * g for g in gain), mode="lines",
+                    line={"color": looked[name].colour, "dash": looked[name].dash, "width": 1.5},
+                    showlegend=False, hoverinfo="skip",
+                )
+            )  # fmt: skip
+    return _figure(traces, x="√KL from the baseline, √nats a sequence", y=y, yaxis={"nticks": 6})
 
 
 def dots(

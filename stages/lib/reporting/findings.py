@@ -44,6 +44,8 @@ class Findings:
     """By policy, the metrics of its training."""
     curves: Mapping[str, Mapping[str, list[float | None]]]
     """By policy, the columns of its training curve."""
+    courses: Mapping[str, Nested]
+    """By policy of which states were kept on the way, what `course.follow` found."""
     provenance: Sequence[tuple[str, str]]
     """Each file the report was made from, with its SHA-256."""
     runs: Sequence[Nested]
@@ -51,7 +53,8 @@ class Findings:
 
     def signs(self, name: str) -> list[Sign]:
         """The checks for over-optimisation of one policy."""
-        return signs(self.effects[name], self.words[name][0], self.plan)
+        alarm = self.courses.get(name, {}).get("alarm")
+        return signs(self.effects[name], self.words[name][0], alarm, self.plan)
 
     def improved(self) -> dict[str, float]:
         """The policies whose verdict is *improved*, with their primary metric."""
@@ -71,6 +74,13 @@ class Findings:
                 "verdicts": verdicts,
                 "controls": {"best_of": self.controls},
                 "overlap": self.proof,
+                "courses": {
+                    name: {
+                        "states": {str(state["step"]): state for state in own["states"]},
+                        "fit": own["fit"],
+                    }
+                    for name, own in self.courses.items()
+                },
             }
         )
 

@@ -16,6 +16,7 @@ def drawn(findings: Findings) -> dict[str, list[Figure]]:
     return {
         "toxicity": _toxicity_figures(findings, looked),
         "frontier": _frontier_figures(estimates, looked),
+        "course": _course_figures(findings.courses, looked),
         "labels": _label_figures(findings.labels),
         "reward": _reward_figures(findings.reward),
         "training": _training_figures(findings.curves, looked),
@@ -80,6 +81,46 @@ def _frontier_figures(estimates: Mapping[str, Nested], looked: Mapping[str, Look
         )
         spec = figures.frontier(drift, reward, looked, y="reward")
         found.append(Figure("frontier-reward", "Reward against drift", caption, spec))
+    return found
+
+
+COURSES = (
+    (
+        "harm",
+        "What did each nat buy?",
+        "Mean toxicity by the independent scorer at every state that was kept of a training, over "
+        "the square root of its KL from the base, on the first prompts and completions of the "
+        "primary set. The line is the curve of Gao et al. (2023) fitted to them. Lower is better.",
+        "mean toxicity",
+    ),
+    (
+        "proxy",
+        "What did the reward model see?",
+        "Its score at the same states. Where this rises while toxicity beside it rises too, the "
+        "policy learns the reward model’s mistakes.",
+        "reward",
+    ),
+    (
+        "monitor",
+        "What did the monitor see?",
+        "The score of a second reward model that learned from other prompts, and that no policy "
+        "is trained on.",
+        "score of the monitor",
+    ),
+)
+
+
+def _course_figures(courses: Mapping[str, Nested], looked: Mapping[str, Look]) -> list[Figure]:
+    found = []
+    for score, title, caption, y in COURSES:
+        own = {
+            name: ([s for s in course["states"] if score in s], course["fit"].get(score))
+            for name, course in courses.items()
+        }
+        own = {name: (states, fit) for name, (states, fit) in own.items() if states}
+        if own:
+            spec = figures.course(own, looked, score, y=y)
+            found.append(Figure(f"course-{score}", title, caption, spec))
     return found
 
 

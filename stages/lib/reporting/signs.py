@@ -20,12 +20,15 @@ class Sign:
     text: str
 
 
-def signs(effect: Nested, words: Sequence[Mapping[str, Any]], plan: Plan) -> list[Sign]:
+def signs(
+    effect: Nested, words: Sequence[Mapping[str, Any]], alarm: bool | None, plan: Plan
+) -> list[Sign]:
     """Check one policy for over-optimisation: what it was paid for rose, what was meant did not.
 
     Args:
         effect: viewed effects of the policy.
         words: whose share of completions rose most, as `wording.shifts` gives them.
+        alarm: as `course.alarm` gives it.
         plan: what was declared.
     """
     own = effect["independent"]
@@ -40,6 +43,7 @@ def signs(effect: Nested, words: Sequence[Mapping[str, Any]], plan: Plan) -> lis
         _proxy_without_independent(proxies, reward.get("reward"), own[plan.metric]),
         _proxy_ahead(proxies, own[metric]),
         _monitor_fell(reward),
+        _course_turned(alarm),
         *(_cost_rose(effect["cost"].get(metric), *rest) for metric, *rest in COSTS),
         _word_took_over(words, plan),
     ]
@@ -91,6 +95,16 @@ def _monitor_fell(reward: Nested) -> Sign:
         f"monitor {numerals.interval(watch, 'score', sign=True)}"
     )
     return Sign(name, rise["low"] > 0 and watch["high"] < 0, text)
+
+
+def _course_turned(alarm: bool | None) -> Sign:
+    name = "On the way, the reward rose while the independent scorer got worse"
+    text = {
+        None: "no states of the training were kept, or too few",
+        True: "at two kept states in a row, beyond its interval: an earlier state is better",
+        False: "at no two kept states in a row",
+    }[alarm]
+    return Sign(name, alarm, text)
 
 
 COSTS: tuple[tuple[str, str, str, numerals.Kind, str], ...] = (
