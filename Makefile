@@ -11,7 +11,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: repro test slow check tiny ui plan compare sync bench label label-export convert freeze
+.PHONY: readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
 
 repro: .venv/ready .dvc/config
 	dvc repro
@@ -43,6 +43,10 @@ plan: .venv/ready
 # make compare ARGS="--baseline closer/dpo"
 compare: .venv/ready
 	@python -m stages.lib.commands.compare $(ARGS)
+
+# the table of results in README.md, from reports/metrics.json
+readme: .venv/ready
+	@python -m stages.lib.commands.readme
 
 sync: .venv/ready
 	@python -m stages.lib.commands.sync $(ARGS)

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from stages.lib import toxicity
 from stages.lib.records import Evaluated, Prompt
-from stages.lib.reporting import comparison, course, page, reading, wording
+from stages.lib.reporting import comparison, course, page, reading, wins, wording
 from stages.lib.reporting.comparison import Nested, Plan, Rows, Scoring
 from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
@@ -39,6 +39,7 @@ from stages.lib.statistics import cluster_resamples
 SPLITS = ("train", "validation", "test")
 TRAINING = ("sft", "reward", "monitor", "align")
 """The roles of prompts that something was learned from."""
+ENDS = ("low", "high")
 COSTS = ("perplexity", "dist2", "kl_exact", "refusals")
 """Beside the primary metric among the figures that runs are compared by."""
 
@@ -153,6 +154,8 @@ def _compare(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[str,
             viewed = comparison.view(found, plan, independent)
             effects[name] = comparison.adjusted(viewed, plan)
             verdicts[name] = comparison.judge(estimates, name, effects[name], plan)
+            won = wins.against(own, rows[plan.baseline], plan, seed=seed)
+            estimates[name]["reward"] = estimates[name].get("reward", {}) | won
     main = [row for row in rows[plan.baseline] if row.set == plan.set]
     clusters = toxicity.clusters_of(toxicity.by_prompt(main))
     weights = cluster_resamples(clusters, **often)
@@ -297,11 +300,14 @@ def _headline(numbers: Nested, metric: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, own in numbers["policies"].items():
         found[f"{name}/{metric}"] = own["independent"][metric]["value"]
+        found |= {f"{name}/{metric}_{end}": own["independent"][metric][end] for end in ENDS}
+        if "tp" in own["independent"]:
+            found[f"{name}/tp"] = own["independent"]["tp"]["value"]
         found |= {f"{name}/{cost}": own["cost"][cost]["value"] for cost in COSTS}
     for name, own in numbers["effects"].items():
         effect = own["independent"][metric]
         found[f"{name}/{metric}_effect"] = effect["value"]
-        found |= {f"{name}/{metric}_effect_{end}": effect[end] for end in ("low", "high")}
+        found |= {f"{name}/{metric}_effect_{end}": effect[end] for end in ENDS}
         found[f"{name}/improved"] = float(numbers["verdicts"][name]["improved"])
     return {key: value for key, value in found.items() if value is not None}
 

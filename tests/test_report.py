@@ -117,6 +117,9 @@ def test_what_the_stage_returns_are_the_figures_of_the_comparison_that_runs_are_
     expected = {}
     for name, own in found["policies"].items():
         expected[f"{name}/emt"] = own["independent"]["emt"]["value"]
+        expected[f"{name}/emt_low"] = own["independent"]["emt"]["low"]
+        expected[f"{name}/emt_high"] = own["independent"]["emt"]["high"]
+        expected[f"{name}/tp"] = own["independent"]["tp"]["value"]
         for cost in ("perplexity", "dist2", "kl_exact", "refusals"):
             expected[f"{name}/{cost}"] = own["cost"][cost]["value"]
     for name, own in found["effects"].items():

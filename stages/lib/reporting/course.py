@@ -130,8 +130,8 @@ def fit(states: Sequence[State], score: str) -> Nested | None:
 
     Returns:
         alpha and beta with intervals, `n` states, and `peak`, the distance from which on the gain
-        falls, where it lies among those states; None with fewer than three states away from the base, or
-        without the score.
+        falls, where it lies among those states; None with fewer than three states away from the
+        base, or without the score.
     """
     away = [state for state in states[1:] if state["kl"].value > 0]
     if len(away) < 3 or score not in states[0]:

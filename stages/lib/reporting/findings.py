@@ -151,6 +151,18 @@ COSTS = {
 REWARDS = (
     ("Reward model", "reward", "score", "normalised; what alignment may have been paid for"),
     ("Monitor", "monitor", "score", "a second reward model, trained on other prompts"),
+    (
+        "Answers that beat the baseline's",
+        "win_rate",
+        "share",
+        "by the reward model, ties half; 50 % is no better",
+    ),
+    (
+        "The same at equal length",
+        "win_rate_controlled",
+        "share",
+        "as a regression on length predicts it",
+    ),
 )
 SCORERS = {
     "profanity_check": (

@@ -1,0 +1,91 @@
+"""Write the results of the run in git into README.md.
+
+    python -m stages.lib.commands.readme        (make readme)
+
+The table between `<!-- numbers -->` and `<!-- /numbers -->` is made from reports/metrics.json; a
+test holds it to that file, and the sentences around it to the same numbers.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.lib.reporting import numerals
+from stages.lib.reporting.comparison import NAMES
+from stages.lib.runtime import files
+from stages.lib.runtime.schema import Refusal
+
+BEGIN, END = "<!-- numbers -->\n", "<!-- /numbers -->"
+HEAD = (
+    "prompts with a toxic answer",
+    "perplexity under the base",
+    "dist-2",
+    "KL, nats a sequence",
+)
+"""After the policy and the primary metric."""
+WORDS = {1.0: "improved", 0.0: "not shown", -1.0: "degraded"}
+
+
+def table(found: Mapping[str, float], report: Mapping[str, Any], policies: list[str]) -> str:
+    """Return the results of every policy as a Markdown table, the baseline first.
+
+    Args:
+        found: reports/metrics.json.
+        report: section `report` of params.yaml.
+        policies: names, in the order of params.yaml.
+    """
+    metric = report["metric"]
+    names = [report["baseline"], *(name for name in policies if name != report["baseline"])]
+    head = ["policy", NAMES[metric], *HEAD]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in names:
+        own = {key.partition("/")[2]: v for key, v in found.items() if key.startswith(f"{name}/")}
+        ends = {"value": own[metric], "low": own[f"{metric}_low"], "high": own[f"{metric}_high"]}
+        verdict = f": {WORDS[own['improved']]}" if "improved" in own else ""
+        cells = [
+            f"**{name}{verdict}**" if own.get("improved") == 1 else f"{name}{verdict}",
+            numerals.interval(ends, "score"),
+            numerals.value(own["tp"], "share") if "tp" in own else "–",
+            numerals.value(own["perplexity"], "perplexity"),
+            numerals.value(own["dist2"], "score"),
+            numerals.value(own["kl_exact"], "nats"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return numerals.breakable("\n".join(lines) + "\n")
+
+
+def renewed(readme: str, rows: str) -> str:
+    """Return the README with this table in its place.
+
+    Raises:
+        Refusal: the place is not there.
+    """
+    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), flags=re.DOTALL)
+    if not pattern.search(readme):
+        raise Refusal(f"README.md: has no lines {BEGIN.strip()} and {END}, between which it stands")
+    return pattern.sub(lambda _: BEGIN + rows + END, readme)
+
+
+def current(root: Path) -> str:
+    """Return the table of a repository's results."""
+    params = YAML(typ="safe").load(root / "params.yaml")
+    found = files.read_json(root / "reports/metrics.json")
+    return table(found, params["report"], list(params["policies"]))
+
+
+def main() -> None:
+    """Renew README.md."""
+    path = Path("README.md")
+    try:
+        files.write_text(path, renewed(path.read_text(encoding="utf-8"), current(Path())))
+    except Refusal as refusal:
+        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

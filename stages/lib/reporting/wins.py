@@ -1,0 +1,85 @@
+"""How often a policy's answer beats the baseline's by the reward model, and would at equal length.
+
+Both answered the same prompt under the same random numbers. A longer answer may win for its length
+alone; after Dubois et al. 2024 (arXiv:2404.04475) a logistic regression takes that out:
+
+    P(win) = sigmoid( theta + gamma * tanh(length difference / its standard deviation) )
+
+and the controlled rate is sigmoid(theta), what is predicted where lengths are equal.
+
+Shape suffixes: P = pairs of answers, R = resamples.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stages.lib.records import Evaluated
+from stages.lib.reporting.comparison import Nested, Plan
+from stages.lib.statistics import Floats, cluster_resamples
+
+RIDGE = 0.001
+"""On both coefficients, a pair: where one side wins always, theta has no finite optimum."""
+
+
+def against(
+    policy: Sequence[Evaluated], baseline: Sequence[Evaluated], plan: Plan, *, seed: int
+) -> Nested:
+    """Return `win_rate` and `win_rate_controlled` of a policy, with intervals; 0.5 is no better.
+
+    Over the answers of the primary set that the reward model scored for both; ties count half.
+    Without any, the result is empty.
+    """
+    theirs = {(row.prompt_id, row.index): row for row in baseline if row.set == plan.set}
+    couples = [
+        (row, other)
+        for row in policy
+        if row.set == plan.set and (other := theirs.get((row.prompt_id, row.index)))
+        if row.reward is not None and other.reward is not None
+    ]
+    if not couples:
+        return {}
+    won_P = np.array([(a.reward > b.reward) + 0.5 * (a.reward == b.reward) for a, b in couples])
+    longer_P = np.array([float(len(a.text) - len(b.text)) for a, b in couples])
+    clusters = [a.cluster for a, _ in couples]
+    weights_RP = cluster_resamples(clusters, resamples=plan.resamples, seed=seed)
+    once_1P = np.ones((1, len(couples)))
+    plain, controlled = (
+        {"value": float(rate(once_1P)[0]), **_ends(rate(weights_RP)), "n": len(couples)}
+        for rate in (
+            lambda weights: weights @ won_P / weights.sum(1),
+            lambda weights: at_equal_length(won_P, longer_P, weights),
+        )
+    )
+    return {"win_rate": plain, "win_rate_controlled": controlled}
+
+
+def at_equal_length(won_P: Floats, longer_P: Floats, weights_RP: Floats) -> Floats:
+    """Return the win rate that the regression predicts at equal length, a row of weights each.
+
+    Args:
+        won_P: 1, 0, or 0.5 for a tie.
+        longer_P: by how much the policy's answer is longer, in any unit.
+        weights_RP: how often each pair counts.
+    """
+    spread = longer_P.std()
+    x_P = np.tanh(longer_P / spread) if spread > 0 else np.zeros_like(longer_P)
+    count_R = weights_RP.sum(1)
+    theta_R, gamma_R = np.zeros(len(weights_RP)), np.zeros(len(weights_RP))
+    for _ in range(30):  # Newton's steps; the objective is convex, and ten are enough
+        p_RP = 1 / (1 + np.exp(-(theta_R[:, None] + gamma_R[:, None] * x_P)))
+        error_RP = weights_RP * (p_RP - won_P)
+        bend_RP = weights_RP * p_RP * (1 - p_RP)
+        ridge_R = RIDGE * count_R
+        down_t, down_g = error_RP.sum(1) + ridge_R * theta_R, error_RP @ x_P + ridge_R * gamma_R
+        tt, tg = bend_RP.sum(1) + ridge_R, bend_RP @ x_P
+        gg = bend_RP @ x_P**2 + ridge_R
+        determinant = tt * gg - tg * tg
+        theta_R = theta_R - (gg * down_t - tg * down_g) / determinant
+        gamma_R = gamma_R - (tt * down_g - tg * down_t) / determinant
+    return 1 / (1 + np.exp(-theta_R))
+
+
+def _ends(drawn_R: Floats) -> dict[str, float]:
+    low, high = np.quantile(drawn_R, [0.025, 0.975])
+    return {"low": float(low), "high": float(high)}

@@ -1,0 +1,86 @@
+"""Win rates against the baseline, plain and at equal length."""
+
+import numpy as np
+import pytest
+from synthetic_evaluations import REPORT, row
+
+from stages.lib.records import Evaluated
+from stages.lib.reporting import wins
+from stages.lib.reporting.comparison import Plan
+from stages.lib.runtime.schema import check
+
+PLAN = check(
+    {k: v for k, v in REPORT.items() if k not in ("samples", "words")}, Plan, "report", ValueError
+)
+
+
+def answers(rewards, texts=None, **changed):
+    texts = texts or ["as long"] * len(rewards)
+    return [
+        Evaluated(**row(f"p{n // 2}", n % 2, reward=reward, text=text, **changed))
+        for n, (reward, text) in enumerate(zip(rewards, texts, strict=True))
+    ]
+
+
+def test_the_plain_rate_equals_the_value_worked_by_hand():
+    # won, lost, tied, won: (1 + 0 + 0.5 + 1) / 4 = 0.625
+    ours, theirs = answers([2.0, 0.0, 1.0, 3.0]), answers([1.0, 1.0, 1.0, 1.0])
+    found = wins.against(ours, theirs, PLAN, seed=1)["win_rate"]
+    assert found["value"] == pytest.approx(0.625)
+    assert found["n"] == 4
+    assert found["low"] <= 0.625 <= found["high"]
+    turned = wins.against(theirs, ours, PLAN, seed=1)["win_rate"]
+    assert turned["value"] == pytest.approx(0.375)
+
+
+def test_only_answers_of_the_primary_set_that_both_were_scored_for_count():
+    ours = [*answers([2.0, None]), *answers([0.0], set="neutral")]
+    theirs = answers([1.0, 5.0])
+    assert wins.against(ours, theirs, PLAN, seed=1)["win_rate"]["n"] == 1
+    assert wins.against(answers([None]), theirs, PLAN, seed=1) == {}
+
+
+def controlled(won, longer):
+    return wins.at_equal_length(won, longer, np.ones((1, len(won))))[0]
+
+
+def test_at_equal_lengths_the_controlled_rate_is_the_plain_one():
+    won = np.array([1.0] * 70 + [0.0] * 30)
+    assert controlled(won, np.zeros(100)) == pytest.approx(0.7, abs=0.002)
+
+
+def test_who_wins_always_has_a_rate_near_one_and_not_beyond():
+    assert 0.98 < controlled(np.ones(100), np.zeros(100)) < 1
+
+
+def test_wins_that_length_explains_are_taken_out():
+    rng = np.random.default_rng(0)
+    longer = rng.normal(40, 30, 4000)
+    won = (rng.random(4000) < 1 / (1 + np.exp(-1.5 * np.tanh(longer / longer.std())))).astype(float)
+    assert won.mean() > 0.65
+    assert controlled(won, longer) == pytest.approx(0.5, abs=0.04)
+    # and a policy that is better at every length stays so: sigmoid(0.8) = 0.69
+    p = 1 / (1 + np.exp(-0.8 - 1.5 * np.tanh(longer / longer.std())))
+    better = (rng.random(4000) < p).astype(float)
+    assert controlled(better, longer) == pytest.approx(0.69, abs=0.04)
+
+
+@pytest.mark.slow
+def test_its_interval_covers_what_it_claims():
+    """1,000 simulated evaluations of 60 prompts with two answers each that go together."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(1000):
+        longer = rng.normal(10, 20, 120)
+        prompt = np.repeat(rng.normal(0, 0.8, 60), 2)
+        p = 1 / (1 + np.exp(-0.5 - np.tanh(longer / 20) - prompt))
+        won = (rng.random(120) < p).astype(float)
+        ours = answers(won.tolist(), ["x" * (100 + int(x)) for x in longer])
+        theirs = answers([0.5] * 120, ["x" * 100] * 120)
+        found = wins.against(ours, theirs, PLAN, seed=trial)["win_rate_controlled"]
+        # what the regression of endless data would give: theta shrinks with the prompts' spread
+        covered += found["low"] <= TRUTH <= found["high"]
+    assert 0.93 <= covered / 1000 <= 0.97
+
+
+TRUTH = 0.6095  # of 4 million simulated answers by the same fit
