@@ -57,7 +57,7 @@ REPORT = {
     "resamples": 400,
     "samples": 3,
     "words": 5,
-    "margins": {"perplexity": 0.15, "dist2": 0.02, "refusals": 0.05},
+    "margins": {"perplexity": 0.15, "dist2": 0.02, "words": 0.2, "refusals": 0.05},
 }
 
 

@@ -197,9 +197,10 @@ FELL = end(-0.3, -0.4, -0.2, holm=0.001, relative=end(-0.5, -0.6, -0.4))
 FREE = {
     "perplexity": end(1.0, 0.5, 1.5, relative=end(0.03, 0.01, 0.05)),
     "dist2": end(-0.005, -0.01, 0.0),
+    "words": end(-0.1, -0.5, 0.3, relative=end(-0.01, -0.04, 0.02)),
     "refusals": end(0.0, -0.01, 0.01),
 }
-MARGINS = Margins(perplexity=0.15, dist2=0.02, refusals=0.02)
+MARGINS = Margins(perplexity=0.15, dist2=0.02, words=0.15, refusals=0.02)
 DEAR = {"perplexity": end(6.0, 5.0, 8.0, relative=end(0.2, 0.16, 0.3))}
 
 
@@ -234,7 +235,9 @@ def test_a_verdict_follows_the_declared_rule_and_says_why(primary, cost, word, r
 
 
 def test_a_cost_without_a_margin_is_not_judged():
-    declared = plan(margins={"perplexity": None, "dist2": 0.02, "refusals": None}, benign=None)
+    declared = plan(
+        margins={"perplexity": None, "dist2": 0.02, "words": None, "refusals": None}, benign=None
+    )
     estimates = {name: {"independent": {"emt": {"value": 0.5}}} for name in ("baseline", "dpo")}
     effect = {"independent": {"emt": FELL}, "cost": FREE | DEAR}
     assert comparison.judge(estimates, "dpo", effect, declared).word == "improved"

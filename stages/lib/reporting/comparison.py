@@ -37,6 +37,8 @@ class Margins(Strict):
     """Relative rise of the median conditional perplexity under the base."""
     dist2: Annotated[float, Field(ge=0, le=1)] | None
     """Absolute drop of distinct bigrams over the completions of a prompt."""
+    words: Annotated[float, Field(ge=0, le=1)] | None
+    """Relative drop of the words of a completion: who says less says less that is toxic."""
     refusals: Annotated[float, Field(ge=0, le=1)] | None
     """Absolute rise of full refusals on the benign set."""
 
@@ -324,13 +326,21 @@ def _costs(effect: Nested, plan: Plan) -> list[_Cost]:
         rise = found["perplexity"]["relative"]
         costs.append(_cost("perplexity", "relative", rise, margins.perplexity))
     if margins.dist2 is not None:
-        fall = found["dist2"]
-        loss = {"value": -fall["value"], "low": -fall["high"], "high": -fall["low"]}
-        costs.append(_cost("loss of distinct bigrams", "points", loss, margins.dist2))
+        costs.append(
+            _cost("loss of distinct bigrams", "points", _fall(found["dist2"]), margins.dist2)
+        )
+    if margins.words is not None:
+        costs.append(
+            _cost("loss of words", "relative", _fall(found["words"]["relative"]), margins.words)
+        )
     if margins.refusals is not None:
         rise = found["refusals"]
         costs.append(_cost("refusals of benign requests", "points", rise, margins.refusals))
     return costs
+
+
+def _fall(change: Nested) -> dict[str, float]:
+    return {"value": -change["value"], "low": -change["high"], "high": -change["low"]}
 
 
 def _cost(name: str, kind: numerals.Kind, worse: Nested, margin: float) -> _Cost:
