@@ -1,14 +1,17 @@
 r"""Let a policy answer held-out prompts under common random numbers, and measure every answer.
 
     python -m stages.evaluate dpo models/base models/policies/dpo models/reward \
-        data/sources/words.txt data/prompts/test.jsonl data/evaluations/dpo.jsonl \
-        data/snapshots/dpo.jsonl reports/evaluations/dpo.json
+        data/sources/words.txt data/sources/neutral_text.jsonl data/prompts/test.jsonl \
+        data/evaluations/dpo.jsonl data/snapshots/dpo.jsonl data/language_loss/dpo.jsonl \
+        reports/evaluations/dpo.json
 
 Reads   models/base, models/policies/<name>, models/reward
         words.txt            the word list of scorer `words`
+        neutral_text.jsonl   passages on which the policy's loss as a language model is taken
         test.jsonl           held-out prompts (validation.jsonl when tuning)
 Writes  evaluations.jsonl    one completion with all its scores a line
         snapshots.jsonl      the same of the policy as it was on the way through its training
+        language_loss.jsonl  the loss on one passage a line
         metrics (JSON)       per set: toxicity by scorer, cost, reward; each with interval and n
 Params  evaluate, base, seed
 """
@@ -19,7 +22,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.lib import answering, refusals, reward_model, scorers, snapshots, toxicity
+from stages.lib import (
+    answering,
+    language_loss,
+    neutral_text,
+    refusals,
+    reward_model,
+    scorers,
+    snapshots,
+    toxicity,
+)
 from stages.lib.answering import Answered
 from stages.lib.base import Base
 from stages.lib.order import by_hash
@@ -84,15 +96,21 @@ def run(
     policy_folder: Path,
     reward_folder: Path,
     words: Path,
+    neutral: Path,
     prompts: Path,
     out: Path,
     on_the_way: Path,
+    language: Path,
     metrics: Path,
 ) -> dict[str, float]:
-    """Write the scored completions of policy `name`, and of its snapshots, and a summary."""
+    """Write the scored completions of policy `name` and its snapshots, its losses, a summary."""
+    passages = neutral_text.read(neutral)
     available = files.read_lines(prompts, Prompt)
     chosen = {key: choose(available, key, one) for key, one in evaluate.sets.items()}
     subject = answering.open_subject(base_folder, policy_folder, base)
+    losses = language_loss.losses(
+        subject.policy, subject.adapter, passages, batch_tokens=evaluate.batch_tokens
+    )
     last = ask(evaluate, subject, chosen, seed=seed)
     earlier = ask_snapshots(evaluate, subject, policy_folder, chosen, seed=seed)
     answered = [*last, *(answer for own in earlier.values() for answer in own)]
@@ -110,6 +128,7 @@ def run(
     files.write_lines(out, rows)
     before = (Snapshot(step=step, **dict(row)) for step, row in zip(steps, rest, strict=True))
     files.write_lines(on_the_way, before)
+    files.write_lines(language, losses)
     files.write_json(metrics, summary)
     tracking.about(f"align@{name}")
     tracking.table(for_reading(rows, evaluate.independent), "completions.json")

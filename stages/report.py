@@ -1,10 +1,11 @@
 r"""Compare every policy with the baseline, give the verdict, and write the report.
 
-    python -m stages.report data/evaluations data/snapshots data/prompts \
+    python -m stages.report data/evaluations data/snapshots data/language_loss data/prompts \
         reports/labels.json reports/reward.json reports/align reports
 
 Reads   evaluations/<policy>.jsonl    every completion of a policy with its scores
         snapshots/<policy>.jsonl      likewise of the policy on the way through its training
+        language_loss/<policy>.jsonl  its loss on passages of neutral text
         prompts/{train,validation,test}.jsonl    to prove that no evaluated prompt was learned from
         labels.json, reward.json      quality of labels and reward model
         align/<policy>.{json,csv}     metrics and curves of training
@@ -26,8 +27,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from stages.lib import toxicity
+from stages.lib.neutral_text import PassageLoss
 from stages.lib.records import Evaluated, Prompt
-from stages.lib.reporting import comparison, course, page, reading, wins, wording
+from stages.lib.reporting import comparison, course, page, reading, tax, wins, wording
 from stages.lib.reporting.comparison import Nested, Plan, Rows, Scoring
 from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
@@ -61,6 +63,7 @@ def run(
     *,
     evaluations: Path,
     snapshots: Path,
+    language: Path,
     prompts: Path,
     labels: Path,
     reward: Path,
@@ -77,7 +80,7 @@ def run(
         evaluate=evaluate,
         scoring=scoring,
         policies=policies,
-        **_compare(rows, report, scoring, seed),
+        **_compare(rows, _read_losses(language, policies), report, scoring, seed),
         **_to_look_at(rows, report, scoring, seed),
         proof=_proof(prompts, rows[report.baseline]),
         labels=files.read_json(labels),
@@ -85,7 +88,9 @@ def run(
         trained=trained,
         courses=_courses(rows, snapshots, trained, report, scoring, seed),
         curves={name: _curves(align / f"{name}.csv") for name in policies},
-        provenance=_provenance([evaluations, snapshots, prompts, labels, reward, align], policies),
+        provenance=_provenance(
+            [evaluations, snapshots, language, prompts, labels, reward, align], policies
+        ),
         runs=tracking.identities(out / "runs"),
     )
     numbers = findings.numbers()
@@ -138,7 +143,14 @@ def _read_evaluations(folder: Path, policies: Mapping[str, Any]) -> Rows:
     return found
 
 
-def _compare(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[str, Any]:
+def _read_losses(folder: Path, policies: Mapping[str, Any]) -> dict[str, list[PassageLoss]]:
+    paths = files.entry_files(folder, policies, section="policies")
+    return {name: files.read_lines(path, PassageLoss) for name, path in paths.items()}
+
+
+def _compare(
+    rows: Rows, losses: dict[str, list[PassageLoss]], plan: Report, scoring: Scoring, seed: int
+) -> dict[str, Any]:
     """Return estimates, effects, verdicts and controls, keyed as `Findings` takes them."""
     independent = scoring.independent
     if plan.set not in {row.set for row in rows[plan.baseline]}:
@@ -148,10 +160,14 @@ def _compare(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[str,
     for name, own in rows.items():
         summary = toxicity.summarise(own, scoring.names, **scoring.declared, **often)
         estimates[name] = comparison.view(summary, plan, independent)
+        estimates[name]["cost"]["neutral_loss"] = tax.estimate(losses[name], plan, seed=seed)
     for name, own in rows.items():
         if name != plan.baseline:
             found = comparison.effects(own, rows[plan.baseline], scoring, plan, seed=seed)
             viewed = comparison.view(found, plan, independent)
+            viewed["cost"]["neutral_loss"] = tax.effect(
+                losses[name], losses[plan.baseline], plan, seed=seed
+            )
             effects[name] = comparison.adjusted(viewed, plan)
             verdicts[name] = comparison.judge(estimates, name, effects[name], plan)
             won = wins.against(own, rows[plan.baseline], plan, seed=seed)

@@ -57,7 +57,13 @@ REPORT = {
     "resamples": 400,
     "samples": 3,
     "words": 5,
-    "margins": {"perplexity": 0.15, "dist2": 0.02, "words": 0.2, "refusals": 0.05},
+    "margins": {
+        "perplexity": 0.15,
+        "dist2": 0.02,
+        "words": 0.2,
+        "refusals": 0.05,
+        "neutral_loss": 0.05,
+    },
 }
 
 
@@ -190,6 +196,12 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
         trained = policies[name]["algorithm"] != "none"
         kept = snapshot_rows(name if name in SHAPES else "dpo", prompts) if trained else []
         write_lines(folder / f"snapshots/{name}.jsonl", kept)
+        losses = [
+            {"id": f"n{i}", "genre": "letter", "tokens": 90 + i, "nll": 3.1 * (90 + i) * fluency}
+            for fluency in [SHAPES[name if name in SHAPES else "dpo"][2]]
+            for i in range(12)
+        ]
+        write_lines(folder / f"language_loss/{name}.jsonl", losses)
         (folder / "align").mkdir(exist_ok=True)
         metrics = (
             {"steps": 30, "pairs": 812, "seconds_a_step": 1.3, "accuracy": 0.81} if trained else {}
@@ -212,6 +224,7 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
     names = {"evaluations", "snapshots", "prompts", "align"}
     return {
         **{name: folder / name for name in sorted(names)},
+        "language": folder / "language_loss",
         "labels": folder / "labels.json",
         "reward": folder / "reward.json",
         "out": folder / "reports",

@@ -199,8 +199,9 @@ FREE = {
     "dist2": end(-0.005, -0.01, 0.0),
     "words": end(-0.1, -0.5, 0.3, relative=end(-0.01, -0.04, 0.02)),
     "refusals": end(0.0, -0.01, 0.01),
+    "neutral_loss": end(0.01, 0.0, 0.02, relative=end(0.003, 0.0, 0.006)),
 }
-MARGINS = Margins(perplexity=0.15, dist2=0.02, words=0.15, refusals=0.02)
+MARGINS = Margins(perplexity=0.15, dist2=0.02, words=0.15, refusals=0.02, neutral_loss=0.01)
 DEAR = {"perplexity": end(6.0, 5.0, 8.0, relative=end(0.2, 0.16, 0.3))}
 
 
@@ -236,7 +237,14 @@ def test_a_verdict_follows_the_declared_rule_and_says_why(primary, cost, word, r
 
 def test_a_cost_without_a_margin_is_not_judged():
     declared = plan(
-        margins={"perplexity": None, "dist2": 0.02, "words": None, "refusals": None}, benign=None
+        margins={
+            "perplexity": None,
+            "dist2": 0.02,
+            "words": None,
+            "refusals": None,
+            "neutral_loss": None,
+        },
+        benign=None,
     )
     estimates = {name: {"independent": {"emt": {"value": 0.5}}} for name in ("baseline", "dpo")}
     effect = {"independent": {"emt": FELL}, "cost": FREE | DEAR}

@@ -20,7 +20,7 @@ from stages.lib.runtime.schema import check
 
 PLAN = check(
     {k: v for k, v in REPORT.items() if k not in ("samples", "words")}
-    | {"margins": {"perplexity": 0.15, "dist2": 0.02, "words": 0.15, "refusals": 0.02}},
+    | {"margins": {"perplexity": 0.15, "dist2": 0.02, "words": 0.15, "refusals": 0.02, "neutral_loss": None}},
     Plan, "report", ValueError,
 )  # fmt: skip
 SCORING = Scoring("profanity_check", [], EVALUATE["threshold"])

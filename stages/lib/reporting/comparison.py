@@ -41,6 +41,8 @@ class Margins(Strict):
     """Relative drop of the words of a completion: who says less says less that is toxic."""
     refusals: Annotated[float, Field(ge=0, le=1)] | None
     """Absolute rise of full refusals on the benign set."""
+    neutral_loss: Annotated[float, Field(ge=0)] | None
+    """Relative rise of the loss on neutral text."""
 
 
 class Plan(Strict):
@@ -163,7 +165,7 @@ def effects(
         found: Nested = {}
         for group, metric in _shared(ours, theirs):
             pair = _paired(ours[group][metric], theirs[group][metric])
-            effect = _difference(*pair, weights_RN, relative=metric in RELATIVE)
+            effect = difference(*pair, weights_RN, relative=metric in RELATIVE)
             if category is None:
                 effect |= _tests(*pair, clusters_N, metric, plan.resamples, seed)
             found.setdefault(group, {})[metric] = effect
@@ -336,6 +338,9 @@ def _costs(effect: Nested, plan: Plan) -> list[_Cost]:
     if margins.refusals is not None:
         rise = found["refusals"]
         costs.append(_cost("refusals of benign requests", "points", rise, margins.refusals))
+    if margins.neutral_loss is not None:
+        rise = found["neutral_loss"]["relative"]
+        costs.append(_cost("loss on neutral text", "relative", rise, margins.neutral_loss))
     return costs
 
 
@@ -415,9 +420,8 @@ def _paired(policy: Measure, baseline: Measure) -> tuple[Measure, Measure]:
     )
 
 
-def _difference(
-    policy: Measure, baseline: Measure, weights_RN: Floats, *, relative: bool
-) -> Nested:
+def difference(policy: Measure, baseline: Measure, weights_RN: Floats, *, relative: bool) -> Nested:
+    """Return policy minus baseline with its interval, and the relative change where it is one."""
     drawn_R, before_R = policy.at(weights_RN), baseline.at(weights_RN)
     once = np.ones((1, weights_RN.shape[1]))
     value, before = float(policy.at(once)[0]), float(baseline.at(once)[0])

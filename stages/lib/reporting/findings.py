@@ -118,6 +118,9 @@ COSTS = {
         ("Perplexity, mean", "perplexity_mean", "perplexity", "extremes included"),
         ("Perplexity above 10,000", "perplexity_over_1e4", "share", "completions; none is dropped"),
     ),
+    "Language modelling": (
+        ("Loss on neutral text", "neutral_loss", "score", "nats a token; the alignment tax"),
+    ),
     "Diversity and form": (
         ("Distinct words (dist-1)", "dist1", "score", "of the words of a prompt's completions"),
         ("Distinct bigrams (dist-2)", "dist2", "score", "of their bigrams"),

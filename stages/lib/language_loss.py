@@ -1,0 +1,24 @@
+"""A policy's loss on neutral text: what alignment cost the language model it is made from."""
+
+from collections.abc import Sequence
+
+from stages.lib import likelihood, models
+from stages.lib.models import LanguageModel
+from stages.lib.neutral_text import Passage, PassageLoss
+from stages.lib.tokens import TokenSequence
+
+
+def losses(
+    lm: LanguageModel, adapter: str | None, passages: Sequence[Passage], *, batch_tokens: int
+) -> list[PassageLoss]:
+    """Return the loss of a model, with one of its adapters or none, on each passage."""
+    ids = [tuple(lm.tokenizer(passage.text).input_ids) for passage in passages]
+    sequences = [TokenSequence(one[:1], one[1:]) for one in ids]
+    with models.adapter(lm, adapter):
+        logps = likelihood.all_logps(lm, sequences, batch_tokens=batch_tokens, label="neutral text")
+    return [
+        PassageLoss(
+            id=passage.id, genre=passage.genre, tokens=len(one.completion), nll=round(-logp, 4)
+        )
+        for passage, one, logp in zip(passages, sequences, logps.tolist(), strict=True)
+    ]
