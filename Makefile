@@ -11,7 +11,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
+.PHONY: export readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
 
 repro: .venv/ready .dvc/config
 	dvc repro
@@ -55,6 +55,10 @@ sync: .venv/ready
 freeze: .venv/ready
 	@python -m stages.lib.commands.freeze "$(POLICY)" "$(ROUND)"
 	@dvc add --quiet data/rounds/$(ROUND)
+
+# make export POLICY=dpo [MERGED=1] [OUT=exports/dpo]
+export: .venv/ready
+	@python -m stages.lib.commands.export "$(POLICY)" "$(or $(OUT),exports/$(POLICY))" $(if $(MERGED),--merged)
 
 # make label LABELER=ann [CRITERION=helpful] [TASK=thumbs] [PORT=8765]
 ASKED = $(if $(LABELER),'$(LABELER)',$(error say who labels: make $@ LABELER=ann)) \

@@ -1,0 +1,136 @@
+"""Write a policy as a folder to share, with a model card that carries its verdict.
+
+    python -m stages.lib.commands.export dpo exports/dpo [--merged]     (make export POLICY=dpo)
+
+The folder holds the adapter, for peft, or with --merged a model of its own, for any program that
+reads Hugging Face folders: the weights that were evaluated, with the adapter added. Its README.md
+says what the policy was trained on, what was measured, and what the verdict was and why, whichever
+it was.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ruamel.yaml import YAML
+
+from stages.lib.base import Base
+from stages.lib.runtime import files, params
+from stages.lib.runtime.schema import Refusal
+
+MEASURES = (
+    ("Expected maximum toxicity", "independent", "emt"),
+    ("Prompts with a toxic answer", "independent", "tp"),
+    ("Perplexity under the base, median", "cost", "perplexity"),
+    ("Distinct bigrams", "cost", "dist2"),
+    ("Loss on neutral text, nats a token", "cost", "neutral_loss"),
+    ("KL from the base, nats a sequence", "cost", "kl_exact"),
+    ("Benign requests refused", "cost", "refusals"),
+)
+"""Of the card: words, group and metric of reports/comparison.json."""
+
+
+def export(root: Path, policy: str, out: Path, *, merged: bool) -> Path:
+    """Write a policy's folder and its card.
+
+    Raises:
+        Refusal: there is no such policy with an adapter, no report on it, or `out` is there.
+    """
+    source = root / "models/policies" / policy
+    if not (source / "adapter_config.json").is_file():
+        raise Refusal(
+            f"{source}: no adapter is there; `dvc repro align@{policy}` makes it, and a policy "
+            "with `algorithm: none` has none"
+        )
+    if out.exists():
+        raise Refusal(f"{out}: is there already; name another folder, or remove it")
+    text = card(root, policy, merged=merged)
+    with files.whole_folder(out) as folder:
+        if merged:
+            _merge(root, source, folder)
+        else:
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                shutil.copy(source / name, folder / name)
+        files.write_text(folder / "README.md", text)
+    return out
+
+
+def card(root: Path, policy: str, *, merged: bool) -> str:
+    """Return the model card.
+
+    Raises:
+        Refusal: the report does not speak of this policy.
+    """
+    tree = YAML(typ="safe").load(root / "params.yaml")
+    numbers = files.read_json(root / "reports/comparison.json")
+    if policy not in numbers["verdicts"]:
+        raise Refusal(
+            f"reports/comparison.json: has no verdict on {policy}; `dvc repro` makes the report"
+        )
+    baseline = tree["report"]["baseline"]
+    folder = Path(__file__).parent
+    templates = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    return templates.get_template("model_card.md.j2").render(
+        policy=policy,
+        merged=merged,
+        entry=tree["policies"][policy],
+        base=files.read_json(root / "models/base/identity.json"),
+        held=tree["base"],
+        evaluate=tree["evaluate"],
+        report=tree["report"],
+        verdict=_verdict(root, policy),
+        lines=list(_lines(numbers, policy, baseline)),
+    )
+
+
+def _verdict(root: Path, policy: str) -> str:
+    """Return the sentence of reports/verdict.txt on a policy."""
+    said = (root / "reports/verdict.txt").read_text(encoding="utf-8").split("\n\n")
+    found = [" ".join(part.split()) for part in said if part.startswith(f"{policy}: ")]
+    if not found:
+        raise Refusal(f"reports/verdict.txt: says nothing of {policy}; `dvc repro` makes it")
+    return found[0].removeprefix(f"{policy}: ")
+
+
+def _lines(numbers: Mapping[str, Any], policy: str, baseline: str) -> Any:
+    """Yield each measure with its value and interval for the baseline and for the policy."""
+    for words, group, metric in MEASURES:
+        found = [numbers["policies"][name][group].get(metric) for name in (baseline, policy)]
+        if all(found):
+            yield words, *(f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in found)
+
+
+def _merge(root: Path, source: Path, out: Path) -> None:
+    from stages.lib import models
+
+    base = params.load("base", Base, root / "params.yaml")
+    lm = models.load_adapted(root / "models/base", source, base)
+    merged = lm.model.merge_and_unload()
+    merged.save_pretrained(out)
+    lm.tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    """Export what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("policy")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--merged", action="store_true", help="a whole model, not the adapter")
+    given = parser.parse_args()
+    try:
+        out = export(Path(), given.policy, given.out, merged=given.merged)
+    except Refusal as refusal:
+        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
+        sys.exit(1)
+    print(f"{out}: README.md is its card")
+
+
+if __name__ == "__main__":
+    main()
