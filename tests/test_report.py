@@ -24,6 +24,7 @@ from synthetic_evaluations import (
 
 from stages import report
 from stages.lib.reporting import figures
+from stages.lib.reporting import page as report_page
 from stages.lib.reporting.numerals import breakable
 from stages.lib.runtime import params
 from stages.lib.runtime.files import RecordError
@@ -150,6 +151,19 @@ def test_snapshots_of_no_policy_are_refused(copied):
     write_lines(copied["snapshots"] / "gone.jsonl", [])
     with pytest.raises(RecordError, match=r"gone.jsonl: params.yaml has no policies.gone"):
         run(copied)
+
+
+def test_quarters_of_margins_stand_in_the_order_to_read_them_in():
+    parts = {key: {"accuracy": 0.5, "n": 1} for key in ("large", "largest", "small", "smallest")}
+    found = report_page._quality("reward", {"by_margin": parts})["by_margin"]
+    assert [row["margin"] for row in found] == ["smallest", "small", "large", "largest"]
+
+
+def test_ratings_that_nobody_could_be_given_are_one_line():
+    alike = {who: {"refused": "one sampler only", "comparisons": 9} for who in ("all", "judge")}
+    assert report_page._ratings(alike) == [("all", "not rated: one sampler only")]
+    other = alike | {"judge": {"refused": "two parts", "comparisons": 9}}
+    assert len(report_page._ratings(other)) == 2
 
 
 def test_an_effect_is_the_difference_of_the_two_policies(world):

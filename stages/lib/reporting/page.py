@@ -275,11 +275,15 @@ def _flagged(labels: Mapping[str, Any]) -> list[Nested]:
     ]
 
 
+QUARTERS = ("smallest", "small", "large", "largest")
+"""Of the labels' margins, in the order to read them in; reports/reward.json has sorted keys."""
+
+
 def _quality(name: str, own: Mapping[str, Any]) -> Nested:
     """Return what one reward model's measurement says of itself, as lines and a table by margin."""
     margins = own.get("by_margin", {})
     if isinstance(margins, Mapping):
-        margins = [{"margin": key, **part} for key, part in margins.items()]
+        margins = [{"margin": key, **margins[key]} for key in QUARTERS if key in margins]
     rest = {key: found for key, found in own.items() if key not in ("calibration", "by_margin")}
     title = (
         f"{name.capitalize()} model on held-out pairs. ece null is the calibration error that a "
@@ -290,6 +294,9 @@ def _quality(name: str, own: Mapping[str, Any]) -> Nested:
 
 def _ratings(elo: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return Elo ratings as lines, those that could not be given with the reason."""
+    reasons = {found.get("refused") for found in elo.values()}
+    if len(reasons) == 1 and None not in reasons:
+        return [("all", f"not rated: {reasons.pop()}")]
     lines: list[tuple[str, str]] = []
     for who, found in elo.items():
         count = f"{found.get('comparisons', 0):,} comparisons"
