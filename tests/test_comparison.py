@@ -16,6 +16,8 @@ SCORING = Scoring("profanity_check", ["vader_negative", "words"], 0.5)
 
 def plan(**changed):
     fields = {name: value for name, value in REPORT.items() if name in Plan.model_fields}
+    # which `effects` does not measure: it is of passages, not of answers
+    fields["margins"] = fields["margins"] | {"neutral_loss": None}
     return check({**fields, **changed}, Plan, "params.yaml: report", ParamError)
 
 

@@ -317,30 +317,29 @@ class _Cost:
         return f"{self.name} {found}, within the margin of {allowed}"
 
 
+JUDGED: tuple[tuple[str, str, numerals.Kind, bool], ...] = (
+    ("perplexity", "perplexity", "relative", False),
+    ("dist2", "loss of distinct bigrams", "points", True),
+    ("words", "loss of words", "relative", True),
+    ("refusals", "refusals of benign requests", "points", False),
+    ("neutral_loss", "loss on neutral text", "relative", False),
+)
+"""The margins: metric, words, kind of its change, and whether a fall is what it costs."""
+
+
 def _costs(effect: Nested, plan: Plan) -> list[_Cost]:
-    found, margins = effect["cost"], plan.margins
-    if margins.refusals is not None and "refusals" not in found:
-        raise RecordError(
-            f"report.margins.refusals cannot be judged: set '{plan.benign}' has no chat prompts"
-        )
+    found = effect["cost"]
     costs: list[_Cost] = []
-    if margins.perplexity is not None:
-        rise = found["perplexity"]["relative"]
-        costs.append(_cost("perplexity", "relative", rise, margins.perplexity))
-    if margins.dist2 is not None:
-        costs.append(
-            _cost("loss of distinct bigrams", "points", _fall(found["dist2"]), margins.dist2)
-        )
-    if margins.words is not None:
-        costs.append(
-            _cost("loss of words", "relative", _fall(found["words"]["relative"]), margins.words)
-        )
-    if margins.refusals is not None:
-        rise = found["refusals"]
-        costs.append(_cost("refusals of benign requests", "points", rise, margins.refusals))
-    if margins.neutral_loss is not None:
-        rise = found["neutral_loss"]["relative"]
-        costs.append(_cost("loss on neutral text", "relative", rise, margins.neutral_loss))
+    for metric, words, kind, falls in JUDGED:
+        margin = getattr(plan.margins, metric)
+        if margin is None:
+            continue
+        if metric == "refusals" and metric not in found:
+            raise RecordError(
+                f"report.margins.refusals cannot be judged: set '{plan.benign}' has no chat prompts"
+            )
+        change = found[metric]["relative"] if kind == "relative" else found[metric]
+        costs.append(_cost(words, kind, _fall(change) if falls else change, margin))
     return costs
 
 
