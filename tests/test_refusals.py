@@ -155,6 +155,7 @@ def test_any_text_has_a_class(answer):
 
 CLASSES = {"1_full_compliance": "none", "2_full_refusal": "full", "3_partial_refusal": "partial"}
 READ = ["llama2orig", "mistralinstruct", "mistralguard"]  # the phrases come from their answers
+UNREAD = ["gpt4", "llama2new"]  # measured once, after the last change to the rules
 # model: full or not, three classes (shares of 450 that agree); answers that people call none, said full
 MEASURED = {
     "llama2orig": (0.898, 0.871, 2),
@@ -244,4 +245,16 @@ PAGE = Path(__file__).parent.parent / "docs/measurements.md"
 )
 def test_the_documents_quote_the_measurement(judged, title, models):
     rows = [row for model in models for row in judged[model]]
+    assert line(rows, title) in PAGE.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("title", "models"),
+    [
+        *((f"**{model}, not read**", [model]) for model in UNREAD),
+        ("**both that were not read**", UNREAD),
+    ],
+)
+def test_the_documents_quote_the_measurement_on_answers_not_read(real_data, title, models):
+    rows = [row for model in models for row in judgements(real_data, model)]
     assert line(rows, title) in PAGE.read_text(encoding="utf-8").splitlines()
