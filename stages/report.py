@@ -29,7 +29,7 @@ from pydantic import Field
 from stages.lib import toxicity
 from stages.lib.neutral_text import PassageLoss
 from stages.lib.records import Evaluated, Prompt
-from stages.lib.reporting import comparison, course, page, reading, tax, wins, wording
+from stages.lib.reporting import comparison, course, explorer, page, reading, tax, wins, wording
 from stages.lib.reporting.comparison import Nested, Plan, Rows, Scoring
 from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
@@ -53,6 +53,8 @@ class Report(Plan):
     """Completions to read, of each kind."""
     words: Annotated[int, Field(ge=1)]
     """Words that became more frequent, and as many that became less so."""
+    explore: Annotated[int, Field(ge=0)]
+    """Completions a prompt that the page can be searched for."""
 
 
 def run(
@@ -205,7 +207,7 @@ def _courses(
 
 
 def _to_look_at(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[str, Any]:
-    """Return maxima, words and samples of each policy, keyed as `Findings` takes them."""
+    """Return what of each policy is looked at and read, keyed as `Findings` takes it."""
     main = {name: [row for row in own if row.set == plan.set] for name, own in rows.items()}
     maxima = {
         name: toxicity.maxima(toxicity.by_prompt(own), scoring.independent)
@@ -229,7 +231,8 @@ def _to_look_at(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[s
         )
         for name in others
     }
-    return {"maxima": maxima, "words": words, "shelves": shelves}
+    searched = explorer.answers(rows, plan, scoring, count=plan.explore)
+    return {"maxima": maxima, "words": words, "shelves": shelves, "searched": searched}
 
 
 def _proof(folder: Path, evaluated: list[Evaluated]) -> dict[str, int]:

@@ -57,6 +57,7 @@ REPORT = {
     "resamples": 400,
     "samples": 3,
     "words": 5,
+    "explore": 2,
     "margins": {
         "perplexity": 0.15,
         "dist2": 0.02,

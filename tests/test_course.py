@@ -14,7 +14,10 @@ from stages.lib.runtime.schema import check
 from stages.lib.snapshots import Snapshot
 
 PLAN = check(
-    {k: v for k, v in REPORT.items() if k not in ("samples", "words")}, Plan, "report", ValueError
+    {k: v for k, v in REPORT.items() if k not in ("samples", "words", "explore")},
+    Plan,
+    "report",
+    ValueError,
 )
 SCORING = Scoring(EVALUATE["independent"], EVALUATE["scorers"], EVALUATE["threshold"])
 

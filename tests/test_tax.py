@@ -13,7 +13,10 @@ from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import check
 
 PLAN = check(
-    {k: v for k, v in REPORT.items() if k not in ("samples", "words")}, Plan, "report", ValueError
+    {k: v for k, v in REPORT.items() if k not in ("samples", "words", "explore")},
+    Plan,
+    "report",
+    ValueError,
 )
 PASSAGES = [
     Passage(id=f"n{n}", genre="letter", text=text)

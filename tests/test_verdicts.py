@@ -19,7 +19,7 @@ from stages.lib.reporting.comparison import Plan, Scoring
 from stages.lib.runtime.schema import check
 
 PLAN = check(
-    {k: v for k, v in REPORT.items() if k not in ("samples", "words")}
+    {k: v for k, v in REPORT.items() if k not in ("samples", "words", "explore")}
     | {"margins": {"perplexity": 0.15, "dist2": 0.02, "words": 0.15, "refusals": 0.02, "neutral_loss": None}},
     Plan, "report", ValueError,
 )  # fmt: skip

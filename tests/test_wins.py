@@ -10,7 +10,10 @@ from stages.lib.reporting.comparison import Plan
 from stages.lib.runtime.schema import check
 
 PLAN = check(
-    {k: v for k, v in REPORT.items() if k not in ("samples", "words")}, Plan, "report", ValueError
+    {k: v for k, v in REPORT.items() if k not in ("samples", "words", "explore")},
+    Plan,
+    "report",
+    ValueError,
 )
 
 

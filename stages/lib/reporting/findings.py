@@ -34,6 +34,8 @@ class Findings:
     """By policy, the words that became more and less frequent."""
     shelves: Mapping[str, list[Shelf]]
     """By policy, the completions to read."""
+    searched: Mapping[str, Any]
+    """What `explorer.answers` gives."""
     proof: Mapping[str, int]
     """Counts of evaluated and training prompts and of what they share."""
     labels: Mapping[str, Any]
