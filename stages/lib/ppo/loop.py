@@ -298,7 +298,7 @@ class Training:
         }
 
     def _keep(self) -> None:
-        if self.keeper and self.processes.rank == 0:
+        if self.keeper is not None and self.processes.rank == 0:
             self.keeper.after(self.progress.step, self.ppo.stop.max_steps)
 
     def _save(self) -> None:
