@@ -1,6 +1,9 @@
 """Neutral text: passages on which the loss of two language models is compared."""
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from stages.lib.records import Name, Text
 from stages.lib.runtime.files import RecordError, raw_lines
@@ -14,6 +17,17 @@ class Passage(Strict):
     genre: Name
     """What kind of writing it is, for results by kind."""
     text: Text
+
+
+class PassageLoss(Strict):
+    """A policy's loss on one passage."""
+
+    id: Name
+    genre: Name
+    tokens: Annotated[int, Field(ge=1)]
+    """Predicted, so all but the first."""
+    nll: Annotated[float, Field(ge=0)]
+    """Sum over them of -log p(token | all before it), in nats."""
 
 
 def read(path: Path) -> list[Passage]:
