@@ -5,6 +5,7 @@
 # make sync    log to MLflow what DVC has and it lacks     make bench    peak memory of a PPO step
 # make label   the page on which LABELER=name labels       make label-export  the same as one file
 # make convert labels and pairs to other tools and back    make freeze  keep a policy for the next round
+# make export  a policy to share, with a model card        make readme  the table of results in README.md
 
 PYTHON ?= python3
 BIN := .venv/bin
