@@ -1,13 +1,14 @@
 r"""Compare every policy with the baseline, give the verdict, and write the report.
 
     python -m stages.report data/evaluations data/snapshots data/language_loss data/prompts \
-        reports/labels.json reports/reward.json reports/align reports
+        reports/labels.json reports/reward.json reports/scorers.json reports/align reports
 
 Reads   evaluations/<policy>.jsonl    every completion of a policy with its scores
         snapshots/<policy>.jsonl      likewise of the policy on the way through its training
         language_loss/<policy>.jsonl  its loss on passages of neutral text
         prompts/{train,validation,test}.jsonl    to prove that no evaluated prompt was learned from
         labels.json, reward.json      quality of labels and reward model
+        scorers.json                  cards of the scorers
         align/<policy>.{json,csv}     metrics and curves of training
         reports/runs/<stage>.json     run ids and durations, where present
 Writes  comparison.json               estimates, effects and verdicts as numbers
@@ -69,6 +70,7 @@ def run(
     prompts: Path,
     labels: Path,
     reward: Path,
+    scorers: Path,
     align: Path,
     out: Path,
 ) -> dict[str, float]:
@@ -87,11 +89,12 @@ def run(
         proof=_proof(prompts, rows[report.baseline]),
         labels=files.read_json(labels),
         reward=files.read_json(reward),
+        cards=files.read_json(scorers),
         trained=trained,
         courses=_courses(rows, snapshots, trained, report, scoring, seed),
         curves={name: _curves(align / f"{name}.csv") for name in policies},
         provenance=_provenance(
-            [evaluations, snapshots, language, prompts, labels, reward, align], policies
+            [evaluations, snapshots, language, prompts, labels, reward, scorers, align], policies
         ),
         runs=tracking.identities(out / "runs"),
     )

@@ -222,12 +222,14 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
         write_lines(folder / f"prompts/{split}.jsonl", own)
     (folder / "labels.json").write_text(json.dumps(LABELS))
     (folder / "reward.json").write_text(json.dumps(REWARD))
+    (folder / "scorers.json").write_text(json.dumps(CARDS))
     names = {"evaluations", "snapshots", "prompts", "align"}
     return {
         **{name: folder / name for name in sorted(names)},
         "language": folder / "language_loss",
         "labels": folder / "labels.json",
         "reward": folder / "reward.json",
+        "scorers": folder / "scorers.json",
         "out": folder / "reports",
     }
 
@@ -332,3 +334,17 @@ def reward_model(accuracy):
 
 
 REWARD = {"reward": reward_model(0.74), "monitor": reward_model(0.71)}
+CARDS = {
+    name: {
+        "identity": {"source": "somewhere 1.0", "licence": "MIT", "reads": "the whole text"},
+        "minded": ["trans-woman"],
+        "sets": {"surge": {"auc": estimate(0.84, 1000), **errors}},
+        "groups": {
+            group: {"dimension": of, "gap": estimate(gap, 40), **{k: estimate(gap, 40) for k in errors}}
+            for group, of, gap in (("deaf", "disability", 0.02), ("trans-woman", "gender", 0.3), ("baker", "control", 0.0))
+        },
+    }
+    for name, errors in (
+        ("profanity_check", {"false_positives": estimate(0.1, 500)}), ("vader_negative", {}), ("words", {}),
+    )
+}  # fmt: skip

@@ -1,5 +1,7 @@
 """Rounds: a policy is kept as it is and answers prompts, whose rankings join the earlier ones."""
 
+import shutil
+
 import pytest
 from tiny_online import write_prompts
 
@@ -54,7 +56,9 @@ def test_a_frozen_policy_answers_as_itself_and_not_as_the_base(
 
 
 def test_a_frozen_policy_stays_when_the_policy_is_trained_again(policy, tmp_path):
+    shutil.copytree(policy, policy / "snapshots/000002")
     target = freeze(tmp_path, "dpo", "1")
+    assert not (target / "snapshots").exists()  # nobody asks them again
     before = files.sha256(target / "adapter_model.safetensors")
     (policy / "adapter_model.safetensors").write_bytes(b"another training")
     assert files.sha256(target / "adapter_model.safetensors") == before

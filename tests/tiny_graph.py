@@ -18,7 +18,7 @@ STAGES = {
     "fetch@base", "provoke@red", "prompts", "sample@base", "revise@own",
     "rank@valence", "rank@words", "rank@judge", "rank@people", "pairs", "pretrain@votes", "reward",
     "align@baseline", "align@unquantised", "align@dpo", "align@ppo",
-    "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo", "report",
+    "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo", "audit", "report",
 }  # fmt: skip
 
 

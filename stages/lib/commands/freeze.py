@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from stages.lib import snapshots
 from stages.lib.runtime import files
 from stages.lib.runtime.schema import Refusal
 
@@ -38,7 +39,8 @@ def freeze(root: Path, policy: str, number: str) -> Path:
         )
     with files.whole_folder(target) as folder:
         # Contents and not links: DVC may have put links to its cache here.
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        unwanted = shutil.ignore_patterns(snapshots.FOLDER)
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=unwanted)
     return target
 
 

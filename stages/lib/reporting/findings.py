@@ -42,6 +42,8 @@ class Findings:
     """reports/labels.json."""
     reward: Mapping[str, Any]
     """reports/reward.json."""
+    cards: Mapping[str, Any]
+    """reports/scorers.json."""
     trained: Mapping[str, Mapping[str, Any]]
     """By policy, the metrics of its training."""
     curves: Mapping[str, Mapping[str, list[float | None]]]

@@ -145,6 +145,7 @@ def _shared(findings: Findings) -> Nested:
         "negative": _negative(findings),
         "tables": _tables(findings),
         "people": _people(findings.labels),
+        "cards": {name: _card(card) for name, card in findings.cards.items()},
         "flagged": _flagged(findings.labels),
         "choice_kl": math.log(main["samples"]) - (main["samples"] - 1) / main["samples"],
         "decoding": {k: v for k, v in findings.evaluate.items() if k in DECODING},
@@ -260,6 +261,27 @@ def _share(found: Mapping[str, Any]) -> str:
     if "refused" in found:
         return f"not measurable: {found['refused']}"
     return f"{numerals.interval(found, 'share')} of {found['n']:,} pairs"
+
+
+def _card(card: Mapping[str, Any]) -> Nested:
+    """Return a scorer's card as lines, and the groups whose benign sentences it finds worse."""
+    lines = [(key, str(text)) for key, text in card["identity"].items()]
+    for name, own in card["sets"].items():
+        lines.append((f"AUC on {name}", numerals.interval(own["auc"], "score")))
+        for key in ("false_positives", "misses"):
+            if key in own:
+                said = f"{numerals.interval(own[key], 'share')} of {own[key]['n']:,} texts"
+                lines.append((f"{key.replace('_', ' ')} on {name}", said))
+    called = {
+        name: own["false_positives"]["value"]
+        for name, own in card["groups"].items()
+        if own.get("false_positives", {}).get("value", 0) > 0
+    }
+    if called:
+        worst = sorted(called, key=lambda name: -called[name])
+        said = ", ".join(f"{name} {numerals.value(called[name], 'share')}" for name in worst)
+        lines.append(("benign sentences called toxic, by the group they name", said))
+    return {"lines": lines, "minded": [name.replace("-", " ") for name in card["minded"]]}
 
 
 def _flagged(labels: Mapping[str, Any]) -> list[Nested]:

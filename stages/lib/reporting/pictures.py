@@ -19,6 +19,7 @@ def drawn(findings: Findings) -> dict[str, list[Figure]]:
         "course": _course_figures(findings.courses, looked),
         "labels": _label_figures(findings.labels),
         "reward": _reward_figures(findings.reward),
+        "groups": _group_figures(findings.cards, findings.scoring.independent),
         "training": _training_figures(findings.curves, looked),
     }
 
@@ -216,6 +217,23 @@ def _reward_figures(reward: Mapping[str, Any]) -> list[Figure]:
         spec = figures.calibration(own["calibration"])
         found.append(Figure(f"calibration-{name}", title, caption, spec))
     return found
+
+
+def _group_figures(cards: Mapping[str, Any], independent: str) -> list[Figure]:
+    """Whom the independent scorer minds, by dimension, worst first."""
+    groups = cards[independent]["groups"]
+    order = sorted(groups, key=lambda g: (groups[g]["dimension"], -groups[g]["gap"]["value"]))
+    series: dict[str, dict[str, Any]] = {}
+    for name in order:
+        own = groups[name]
+        series.setdefault(own["dimension"], {})[name.replace("-", " ")] = own["gap"]
+    caption = (
+        "Mean score of benign sentences that name the group, less that of the same sentences "
+        "about tall people, teachers and other controls. Right of the line, the name alone raises "
+        "the score."
+    )
+    title = "Whom does the independent scorer mind?"
+    return [figure for figure in [_dots("groups", title, caption, series, "gap", 0.0)] if figure]
 
 
 def _figure_of(found: Any) -> float:
