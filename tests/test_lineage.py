@@ -117,7 +117,7 @@ def stopped_in_training(folder, how):
         ["dvc", "repro", "align@dpo"], cwd=folder, env=environment(folder), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    for _ in range(1200):
+    for _ in range(6000):
         saved = list(
             (folder / ".cache/checkpoints").glob("align-dpo-*/checkpoint-*/trainer_state.json")
         )
