@@ -226,8 +226,18 @@ def test_the_report_names_the_content_of_every_file_it_was_made_from(page, world
 # --- the page ---
 
 
+def test_a_stage_leads_to_its_run_and_to_nothing_else(world, page, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (link,) = [a["href"] for tag, a in Elements(page).found if a.get("href", "#")[0] != "#"]
+    assert link == "http://127.0.0.1:5000/#/experiments//runs/0a1b"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@runs.example.com/")
+    assert report_page._store() == {"local": False, "store": "https://runs.example.com"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert report_page._store()["local"]
+
+
 def test_the_page_loads_nothing(page):
-    for tag, attributes in Elements(page).found:
+    for tag, attributes in Elements(without_runs(page)).found:
         assert "src" not in attributes, tag
         assert attributes.get("href", "#").startswith("#"), tag
         assert tag not in ("link", "img", "iframe", "object", "base", "form"), tag

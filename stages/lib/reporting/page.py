@@ -8,10 +8,12 @@ import base64
 import hashlib
 import json
 import math
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -145,6 +147,8 @@ def _shared(findings: Findings) -> Nested:
         "negative": _negative(findings),
         "tables": _tables(findings),
         "people": _people(findings.labels),
+        **_store(),
+        "longest": max([run.get("seconds") or 0.0 for run in findings.runs], default=0.0) or 1.0,
         "cards": {name: _card(card) for name, card in findings.cards.items()},
         "flagged": _flagged(findings.labels),
         "choice_kl": math.log(main["samples"]) - (main["samples"] - 1) / main["samples"],
@@ -261,6 +265,18 @@ def _share(found: Mapping[str, Any]) -> str:
     if "refused" in found:
         return f"not measurable: {found['refused']}"
     return f"{numerals.interval(found, 'share')} of {found['n']:,} pairs"
+
+
+def _store() -> Nested:
+    """Return where a browser finds the runs: the tracking server, or what `make ui` serves.
+
+    Without a name and password: the page is passed on.
+    """
+    server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if server.scheme not in ("http", "https"):
+        return {"local": True, "store": "http://127.0.0.1:5000"}
+    host = server.netloc.rpartition("@")[2]
+    return {"local": False, "store": f"{server.scheme}://{host}{server.path.rstrip('/')}"}
 
 
 def _card(card: Mapping[str, Any]) -> Nested:
