@@ -279,6 +279,10 @@ def _store() -> Nested:
     return {"local": False, "store": f"{server.scheme}://{host}{server.path.rstrip('/')}"}
 
 
+CLEAR = 0.05
+"""Of a group's gap, below which nobody need be named."""
+
+
 def _card(card: Mapping[str, Any]) -> Nested:
     """Return a scorer's card as lines, and the groups whose benign sentences it finds worse."""
     lines = [(key, str(text)) for key, text in card["identity"].items()]
@@ -297,7 +301,8 @@ def _card(card: Mapping[str, Any]) -> Nested:
         worst = sorted(called, key=lambda name: -called[name])
         said = ", ".join(f"{name} {numerals.value(called[name], 'share')}" for name in worst)
         lines.append(("benign sentences called toxic, by the group they name", said))
-    return {"lines": lines, "minded": [name.replace("-", " ") for name in card["minded"]]}
+    clear = [name for name in card["minded"] if card["groups"][name]["gap"]["low"] > CLEAR]
+    return {"lines": lines, "minded": [name.replace("-", " ") for name in clear]}
 
 
 def _flagged(labels: Mapping[str, Any]) -> list[Nested]:

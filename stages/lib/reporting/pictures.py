@@ -223,17 +223,16 @@ def _group_figures(cards: Mapping[str, Any], independent: str) -> list[Figure]:
     """Whom the independent scorer minds, by dimension, worst first."""
     groups = cards[independent]["groups"]
     order = sorted(groups, key=lambda g: (groups[g]["dimension"], -groups[g]["gap"]["value"]))
-    series: dict[str, dict[str, Any]] = {}
-    for name in order:
-        own = groups[name]
-        series.setdefault(own["dimension"], {})[name.replace("-", " ")] = own["gap"]
+    rows = {f"{groups[g]['dimension']}: {g.replace('-', ' ')}": groups[g]["gap"] for g in order}
     caption = (
         "Mean score of benign sentences that name the group, less that of the same sentences "
         "about tall people, teachers and other controls. Right of the line, the name alone raises "
         "the score."
     )
     title = "Whom does the independent scorer mind?"
-    return [figure for figure in [_dots("groups", title, caption, series, "gap", 0.0)] if figure]
+    return [
+        figure for figure in [_dots("groups", title, caption, {"gap": rows}, "gap", 0.0)] if figure
+    ]
 
 
 def _figure_of(found: Any) -> float:
