@@ -198,7 +198,7 @@ def shift_of(relative, **world):
     low, high = -1.0, 0.0
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (low, middle) if drop(middle, world) < relative else (middle, high)
+        low, high = (middle, high) if drop(middle, world) < relative else (low, middle)
     return (low + high) / 2
 
 
