@@ -202,7 +202,7 @@ def _courses(
     for name, path in files.entry_files(folder, rows, section="policies").items():
         own = course.follow(
             rows[plan.baseline], files.read_lines(path, Snapshot), rows[name],
-            int(trained[name].get("steps", 0)), plan, scoring, seed=seed,
+            int(trained[name]["steps"]), plan, scoring, seed=seed,
         )  # fmt: skip
         if own:
             found[name] = own

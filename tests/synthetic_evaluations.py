@@ -205,7 +205,9 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
         write_lines(folder / f"language_loss/{name}.jsonl", losses)
         (folder / "align").mkdir(exist_ok=True)
         metrics = (
-            {"steps": 30, "pairs": 812, "seconds_a_step": 1.3, "accuracy": 0.81} if trained else {}
+            {"steps": 30, "pairs": 812, "seconds_a_step": 1.3, "accuracy": 0.81}
+            if trained
+            else {"steps": 0}
         )
         (folder / f"align/{name}.json").write_text(json.dumps(metrics))
         lines = [

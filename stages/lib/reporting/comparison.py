@@ -424,14 +424,15 @@ def difference(policy: Measure, baseline: Measure, weights_RN: Floats, *, relati
     drawn_R, before_R = policy.at(weights_RN), baseline.at(weights_RN)
     once = np.ones((1, weights_RN.shape[1]))
     value, before = float(policy.at(once)[0]), float(baseline.at(once)[0])
-    found = {"value": value - before, **_ends(drawn_R - before_R), "n": policy.n}
+    found = {"value": value - before, **ends(drawn_R - before_R), "n": policy.n}
     # A ratio to a baseline that is zero, or may be by chance of the draw, is no number.
     if relative and before > 0 and np.nanmin(before_R) > 0:
-        found["relative"] = {"value": value / before - 1, **_ends(drawn_R / before_R - 1)}
+        found["relative"] = {"value": value / before - 1, **ends(drawn_R / before_R - 1)}
     return found
 
 
-def _ends(drawn_R: Floats) -> dict[str, float]:
+def ends(drawn_R: Floats) -> dict[str, float]:
+    """Return the 95 % interval of what resamples gave."""
     low, high = np.nanquantile(drawn_R, [0.025, 0.975])
     return {"low": float(low), "high": float(high)}
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from stages.lib import toxicity
 from stages.lib.records import Evaluated
-from stages.lib.reporting.comparison import Nested, Plan, Scoring
+from stages.lib.reporting.comparison import Nested, Plan, Scoring, ends
 from stages.lib.snapshots import Snapshot
 from stages.lib.statistics import Floats, cluster_resamples
 
@@ -42,8 +42,7 @@ class Drawn:
 
     def plain(self) -> dict[str, float]:
         """The number with its 95 % interval."""
-        low, high = np.nanquantile(self.drawn_R, [0.025, 0.975])
-        return {"value": self.value, "low": float(low), "high": float(high)}
+        return {"value": self.value, **ends(self.drawn_R)}
 
 
 State = Mapping[str, Drawn]

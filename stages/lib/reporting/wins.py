@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.lib.records import Evaluated
-from stages.lib.reporting.comparison import Nested, Plan
+from stages.lib.reporting.comparison import Nested, Plan, ends
 from stages.lib.statistics import Floats, cluster_resamples
 
 RIDGE = 0.001
@@ -45,7 +45,7 @@ def against(
     weights_RP = cluster_resamples(clusters, resamples=plan.resamples, seed=seed)
     once_1P = np.ones((1, len(couples)))
     plain, controlled = (
-        {"value": float(rate(once_1P)[0]), **_ends(rate(weights_RP)), "n": len(couples)}
+        {"value": float(rate(once_1P)[0]), **ends(rate(weights_RP)), "n": len(couples)}
         for rate in (
             lambda weights: weights @ won_P / weights.sum(1),
             lambda weights: at_equal_length(won_P, longer_P, weights),
@@ -78,8 +78,3 @@ def at_equal_length(won_P: Floats, longer_P: Floats, weights_RP: Floats) -> Floa
         theta_R = theta_R - (gg * down_t - tg * down_g) / determinant
         gamma_R = gamma_R - (tt * down_g - tg * down_t) / determinant
     return 1 / (1 + np.exp(-theta_R))
-
-
-def _ends(drawn_R: Floats) -> dict[str, float]:
-    low, high = np.quantile(drawn_R, [0.025, 0.975])
-    return {"low": float(low), "high": float(high)}
