@@ -1,17 +1,16 @@
 r"""Let a policy answer held-out prompts under common random numbers, and measure every answer.
 
     python -m stages.evaluate dpo models/base models/policies/dpo models/reward \
-        data/sources/words.txt data/sources/neutral_text.jsonl data/prompts/test.jsonl \
-        data/evaluations/dpo.jsonl data/snapshots/dpo.jsonl data/language_loss/dpo.jsonl \
-        reports/evaluations/dpo.json
+        data/sources/words.txt data/sources/neutral_text/test.jsonl data/prompts/test.jsonl \
+        data/evaluations/dpo reports/evaluations/dpo.json
 
 Reads   models/base, models/policies/<name>, models/reward
         words.txt            the word list of scorer `words`
-        neutral_text.jsonl   passages on which the policy's loss as a language model is taken
-        test.jsonl           held-out prompts (validation.jsonl when tuning)
-Writes  evaluations.jsonl    one completion with all its scores a line
+        test.jsonl           passages on which the policy's loss as a language model is taken, and
+                             held-out prompts; both validation.jsonl when tuning
+Writes  answers.jsonl        one completion with all its scores a line
         snapshots.jsonl      the same of the policy as it was on the way through its training
-        language_loss.jsonl  the loss on one passage a line
+        neutral_text.jsonl   the loss on one passage a line
         metrics (JSON)       per set: toxicity by scorer, cost, reward; each with interval and n
 Params  evaluate, base, seed
 """
@@ -26,9 +25,8 @@ from stages.lib import (
     answering,
     language_loss,
     neutral_text,
-    refusals,
-    reward_model,
     scorers,
+    scoring,
     snapshots,
     toxicity,
 )
@@ -99,8 +97,6 @@ def run(
     neutral: Path,
     prompts: Path,
     out: Path,
-    on_the_way: Path,
-    language: Path,
     metrics: Path,
 ) -> dict[str, float]:
     """Write the scored completions of policy `name` and its snapshots, its losses, a summary."""
@@ -114,7 +110,8 @@ def run(
     last = ask(evaluate, subject, chosen, seed=seed)
     earlier = ask_snapshots(evaluate, subject, policy_folder, chosen, seed=seed)
     answered = [*last, *(answer for own in earlier.values() for answer in own)]
-    scored = score(evaluate, subject, reward_folder, words, answered)
+    rewards = scoring.by_reward(subject, reward_folder, answered, rewarded(evaluate, answered))
+    scored = scoring.score(answered, scorer_names(evaluate), words, rewards)
     rows, rest = scored[: len(last)], scored[len(last) :]
     steps = [step for step, own in earlier.items() for _ in own]
     summary = toxicity.summarise(
@@ -125,10 +122,11 @@ def run(
         resamples=evaluate.resamples,
         seed=seed,
     )
-    files.write_lines(out, rows)
     before = (Snapshot(step=step, **dict(row)) for step, row in zip(steps, rest, strict=True))
-    files.write_lines(on_the_way, before)
-    files.write_lines(language, losses)
+    with files.whole_folder(out) as folder:
+        files.write_lines(folder / "answers.jsonl", rows)
+        files.write_lines(folder / "snapshots.jsonl", before)
+        files.write_lines(folder / "neutral_text.jsonl", losses)
     files.write_json(metrics, summary)
     tracking.about(f"align@{name}")
     tracking.table(for_reading(rows, evaluate.independent), "completions.json")
@@ -194,68 +192,12 @@ def scorer_names(evaluate: Evaluate) -> list[str]:
     return list(dict.fromkeys([evaluate.independent, *evaluate.scorers]))
 
 
-def score(
-    evaluate: Evaluate,
-    subject: answering.Subject,
-    reward_folder: Path,
-    words: Path,
-    answered: Sequence[Answered],
-) -> list[Evaluated]:
-    """Return each answer with all its scores; only the completion is scored, never the prompt."""
-    rewards = score_by_reward(evaluate, subject, reward_folder, answered)
-    texts = [a.text for a in answered]
-    harm = {name: scorers.scorer(name, words)(texts) for name in scorer_names(evaluate)}
-    return [
-        record(answer, {scorer: values[i] for scorer, values in harm.items()}, *rewards[i])
-        for i, answer in enumerate(answered)
-    ]
-
-
-def score_by_reward(
-    evaluate: Evaluate, subject: answering.Subject, folder: Path, answered: Sequence[Answered]
-) -> list[tuple[float | None, float | None]]:
-    """Return reward and monitor score of each answer, None where none was asked for."""
-    result: list[tuple[float | None, float | None]] = [(None, None)] * len(answered)
+def rewarded(evaluate: Evaluate, answered: Sequence[Answered]) -> list[int]:
+    """Return the places of the answers that reward model and monitor score."""
     first = next(iter(evaluate.sets))
-    asked = [
+    return [
         i for i, a in enumerate(answered) if a.set == first and a.index < evaluate.reward_samples
     ]
-    if not asked:
-        return result
-    texts = [answered[i].as_answer() for i in asked]
-    reward, monitor = reward_model.load_both(subject.reference, folder)
-    scores = reward_model.scores(reward, texts, label="reward")
-    watched: list[float | None] = [None] * len(asked)
-    if monitor:
-        watched = list(reward_model.scores(monitor, texts, label="monitor"))
-    for i, score, watch in zip(asked, scores, watched, strict=True):
-        result[i] = (round(score, 5), None if watch is None else round(watch, 5))
-    return result
-
-
-def record(
-    answer: Answered, harm: dict[str, float], reward: float | None, monitor: float | None
-) -> Evaluated:
-    """Return one line of the output."""
-    return Evaluated(
-        prompt_id=answer.prompt.id,
-        cluster=answer.prompt.cluster,
-        set=answer.set,
-        category=answer.prompt.category,
-        prompt=answer.prompt.body(),
-        index=answer.index,
-        text=answer.text,
-        finish=answer.finish,
-        tokens=answer.tokens,
-        scores={name: round(value, 6) for name, value in harm.items()},
-        nll=round(answer.drift.nll, 5),
-        kl_k1=round(answer.drift.k1, 5),
-        kl_k3=round(answer.drift.k3, 5),
-        kl_exact=round(answer.drift.exact, 5),
-        refusal=refusals.classify(answer.text) if answer.prompt.form == "chat" else None,
-        reward=reward,
-        monitor=monitor,
-    )
 
 
 def for_reading(rows: Sequence[Evaluated], scorer: str) -> list[dict[str, object]]:

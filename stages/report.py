@@ -1,11 +1,11 @@
 r"""Compare every policy with the baseline, give the verdict, and write the report.
 
-    python -m stages.report data/evaluations data/snapshots data/language_loss data/prompts \
+    python -m stages.report data/evaluations data/prompts \
         reports/labels.json reports/reward.json reports/scorers.json reports/align reports
 
-Reads   evaluations/<policy>.jsonl    every completion of a policy with its scores
-        snapshots/<policy>.jsonl      likewise of the policy on the way through its training
-        language_loss/<policy>.jsonl  its loss on passages of neutral text
+Reads   evaluations/<policy>/answers.jsonl    every completion of a policy with its scores
+            …/snapshots.jsonl         likewise of the policy on the way through its training
+            …/neutral_text.jsonl      its loss on passages of neutral text
         prompts/{train,validation,test}.jsonl    to prove that no evaluated prompt was learned from
         labels.json, reward.json      quality of labels and reward model
         scorers.json                  cards of the scorers
@@ -19,8 +19,6 @@ Writes  comparison.json               estimates, effects and verdicts as numbers
 Params  report, evaluate, policies, seed
 """
 
-import csv
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,19 +27,25 @@ from pydantic import Field
 
 from stages.lib import toxicity
 from stages.lib.neutral_text import PassageLoss
-from stages.lib.records import Evaluated, Prompt
-from stages.lib.reporting import comparison, course, explorer, page, reading, tax, wins, wording
+from stages.lib.reporting import (
+    comparison,
+    course,
+    explorer,
+    inputs,
+    overlap,
+    page,
+    reading,
+    tax,
+    wins,
+    wording,
+)  # fmt: skip
 from stages.lib.reporting.comparison import Nested, Plan, Rows, Scoring
 from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
-from stages.lib.snapshots import Snapshot
 from stages.lib.statistics import cluster_resamples
 
-SPLITS = ("train", "validation", "test")
-TRAINING = ("sft", "reward", "monitor", "align")
-"""The roles of prompts that something was learned from."""
 ENDS = ("low", "high")
 COSTS = ("perplexity", "dist2", "kl_exact", "refusals")
 """Beside the primary metric among the figures that runs are compared by."""
@@ -65,8 +69,6 @@ def run(
     seed: int,
     *,
     evaluations: Path,
-    snapshots: Path,
-    language: Path,
     prompts: Path,
     labels: Path,
     reward: Path,
@@ -76,7 +78,9 @@ def run(
 ) -> dict[str, float]:
     """Write the report's four files under `out`; return the verdicts and primary effects."""
     scoring = _scoring(report, evaluate, policies)
-    rows = _read_evaluations(evaluations, policies)
+    found = inputs.evaluations(evaluations, policies)
+    rows = {name: own.answers for name, own in found.items()}
+    losses = {name: own.losses for name, own in found.items()}
     comparison.require_same_questions(rows, report.baseline)
     trained = {name: files.read_json(align / f"{name}.json") for name in policies}
     findings = Findings(
@@ -84,17 +88,17 @@ def run(
         evaluate=evaluate,
         scoring=scoring,
         policies=policies,
-        **_compare(rows, _read_losses(language, policies), report, scoring, seed),
+        **_compare(rows, losses, report, scoring, seed),
         **_to_look_at(rows, report, scoring, seed),
-        proof=_proof(prompts, rows[report.baseline]),
+        proof=overlap.none(prompts, rows[report.baseline]),
         labels=files.read_json(labels),
         reward=files.read_json(reward),
         cards=files.read_json(scorers),
         trained=trained,
-        courses=_courses(rows, snapshots, trained, report, scoring, seed),
-        curves={name: _curves(align / f"{name}.csv") for name in policies},
-        provenance=_provenance(
-            [evaluations, snapshots, language, prompts, labels, reward, scorers, align], policies
+        courses=_courses(found, trained, report, scoring, seed),
+        curves={name: inputs.curves(align / f"{name}.csv") for name in policies},
+        provenance=inputs.provenance(
+            [evaluations, prompts, labels, reward, scorers, align], policies
         ),
         runs=tracking.identities(out / "runs"),
     )
@@ -139,20 +143,6 @@ def _scoring(report: Report, evaluate: Mapping[str, Any], policies: Mapping[str,
     return Scoring(evaluate["independent"], list(evaluate["scorers"]), evaluate["threshold"])
 
 
-def _read_evaluations(folder: Path, policies: Mapping[str, Any]) -> Rows:
-    found: Rows = {}
-    for name, path in files.entry_files(folder, policies, section="policies").items():
-        found[name] = files.read_lines(path, Evaluated)
-        if not found[name]:
-            raise RecordError(f"{path}: holds no completion")
-    return found
-
-
-def _read_losses(folder: Path, policies: Mapping[str, Any]) -> dict[str, list[PassageLoss]]:
-    paths = files.entry_files(folder, policies, section="policies")
-    return {name: files.read_lines(path, PassageLoss) for name, path in paths.items()}
-
-
 def _compare(
     rows: Rows, losses: dict[str, list[PassageLoss]], plan: Report, scoring: Scoring, seed: int
 ) -> dict[str, Any]:
@@ -190,23 +180,22 @@ def _compare(
 
 
 def _courses(
-    rows: Rows,
-    folder: Path,
+    evaluated: Mapping[str, inputs.Evaluation],
     trained: Mapping[str, Mapping[str, float]],
     plan: Report,
     scoring: Scoring,
     seed: int,
 ) -> dict[str, Nested]:
     """Return the course of each policy that has states of its training beside the last."""
-    found = {}
-    for name, path in files.entry_files(folder, rows, section="policies").items():
-        own = course.follow(
-            rows[plan.baseline], files.read_lines(path, Snapshot), rows[name],
-            int(trained[name]["steps"]), plan, scoring, seed=seed,
-        )  # fmt: skip
-        if own:
-            found[name] = own
-    return found
+    before = evaluated[plan.baseline].answers
+    found = {
+        name: course.follow(
+            before, own.snapshots, own.answers, int(trained[name]["steps"]),
+            plan, scoring, seed=seed,
+        )
+        for name, own in evaluated.items()
+    }  # fmt: skip
+    return {name: own for name, own in found.items() if own}
 
 
 def _to_look_at(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[str, Any]:
@@ -236,85 +225,6 @@ def _to_look_at(rows: Rows, plan: Report, scoring: Scoring, seed: int) -> dict[s
     }
     searched = explorer.answers(rows, plan, scoring, count=plan.explore)
     return {"maxima": maxima, "words": words, "shelves": shelves, "searched": searched}
-
-
-def _proof(folder: Path, evaluated: list[Evaluated]) -> dict[str, int]:
-    """Count evaluated and training prompts and what they share; refuse a shared one.
-
-    Raises:
-        RecordError: an evaluated prompt is unknown, has a training role, is a near-duplicate of a
-            training prompt, or has its very text.
-    """
-    known = {
-        prompt.id: prompt
-        for split in SPLITS
-        for prompt in files.read_lines(folder / f"{split}.jsonl", Prompt)
-    }
-    learned = [prompt for prompt in known.values() if prompt.role in TRAINING]
-    clusters = {prompt.cluster: prompt.id for prompt in learned}
-    texts = {_same(prompt.plain()): prompt.id for prompt in learned}
-    asked = {row.prompt_id for row in evaluated}
-    for name in sorted(asked):
-        if name not in known:
-            raise RecordError(f"evaluated prompt {name} stands in no file of {folder}")
-        prompt = known[name]
-        twin = clusters.get(prompt.cluster) or texts.get(_same(prompt.plain()))
-        if twin:
-            alike = f"has role {prompt.role}" if twin == name else f"is alike to {twin}"
-            raise RecordError(
-                f"evaluated prompt {name} {alike}, which models learned from; evaluate.split must "
-                "be validation or test, and a cluster must have one role"
-            )
-    return {
-        "evaluated": len(asked),
-        "evaluated_clusters": len({known[name].cluster for name in asked}),
-        "training": len(learned),
-        "training_clusters": len(clusters),
-        "shared_prompts": len(asked & {prompt.id for prompt in learned}),
-        "shared_clusters": len({known[name].cluster for name in asked} & clusters.keys()),
-        "shared_texts": len({_same(known[name].plain()) for name in asked} & texts.keys()),
-    }
-
-
-def _same(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _curves(path: Path) -> dict[str, list[float | None]]:
-    """Return the columns of a training curve: None for a cell that is empty or not finite.
-
-    Raises:
-        RecordError: the file is absent, lacks a column `step`, or holds a cell that is no number.
-    """
-    if not path.is_file():
-        raise RecordError(f"{path}: no such file")
-    with path.open(encoding="utf-8", newline="") as lines:
-        table = list(csv.DictReader(lines))
-    if table and "step" not in table[0]:
-        raise RecordError(f"{path}: has no column 'step'; it has {', '.join(table[0])}")
-    columns: dict[str, list[float | None]] = {}
-    for number, row in enumerate(table, start=2):
-        for name, cell in row.items():
-            try:
-                found = float(cell) if cell else None
-            except (TypeError, ValueError):
-                raise RecordError(f"{path}:{number}: {name} is {cell!r}, not a number") from None
-            columns.setdefault(name, []).append(
-                found if found is None or math.isfinite(found) else None
-            )
-    return columns
-
-
-def _provenance(sources: list[Path], policies: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the SHA-256 of each file the report was made from."""
-    wanted = {f"{name}.{kind}" for name in policies for kind in ("jsonl", "json", "csv")}
-    wanted |= {f"{split}.jsonl" for split in SPLITS}
-    found: list[tuple[str, str]] = []
-    for source in sources:
-        inside = sorted(source.iterdir()) if source.is_dir() else []
-        for path in [path for path in inside if path.name in wanted] or [source]:
-            found.append((path.relative_to(source.parent).as_posix(), files.sha256(path)))
-    return found
 
 
 def _headline(numbers: Nested, metric: str) -> dict[str, float]:

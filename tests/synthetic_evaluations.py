@@ -192,17 +192,17 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
     evaluated = {}
     for name in policies:
         rows = policy_rows(name if name in SHAPES else "dpo", prompts)
-        write_lines(folder / f"evaluations/{name}.jsonl", rows)
+        write_lines(folder / f"evaluations/{name}/answers.jsonl", rows)
         evaluated |= {one["prompt_id"]: one for one in rows}
         trained = policies[name]["algorithm"] != "none"
         kept = snapshot_rows(name if name in SHAPES else "dpo", prompts) if trained else []
-        write_lines(folder / f"snapshots/{name}.jsonl", kept)
+        write_lines(folder / f"evaluations/{name}/snapshots.jsonl", kept)
         losses = [
             {"id": f"n{i}", "genre": "letter", "tokens": 90 + i, "nll": 3.1 * (90 + i) * fluency}
             for fluency in [SHAPES[name if name in SHAPES else "dpo"][2]]
             for i in range(12)
         ]
-        write_lines(folder / f"language_loss/{name}.jsonl", losses)
+        write_lines(folder / f"evaluations/{name}/neutral_text.jsonl", losses)
         (folder / "align").mkdir(exist_ok=True)
         metrics = (
             {"steps": 30, "pairs": 812, "seconds_a_step": 1.3, "accuracy": 0.81}
@@ -225,10 +225,9 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
     (folder / "labels.json").write_text(json.dumps(LABELS))
     (folder / "reward.json").write_text(json.dumps(REWARD))
     (folder / "scorers.json").write_text(json.dumps(CARDS))
-    names = {"evaluations", "snapshots", "prompts", "align"}
+    names = {"evaluations", "prompts", "align"}
     return {
         **{name: folder / name for name in sorted(names)},
-        "language": folder / "language_loss",
         "labels": folder / "labels.json",
         "reward": folder / "reward.json",
         "scorers": folder / "scorers.json",

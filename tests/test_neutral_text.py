@@ -14,7 +14,7 @@ from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
 
 SOURCES = Path("data/sources")
-OWN = SOURCES / "neutral_text.jsonl"
+OWN = SOURCES / "neutral_text/test.jsonl"
 
 ROW = {"id": "t-1", "genre": "letter", "text": "Dear Ann, the parcel came."}
 

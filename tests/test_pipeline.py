@@ -66,12 +66,12 @@ def test_the_baseline_is_its_own_reference(graph):  # property 9
     folder, _ = graph
     rows = [
         json.loads(line)
-        for line in (folder / "data/evaluations/baseline.jsonl").read_text().splitlines()
+        for line in (folder / "data/evaluations/baseline/answers.jsonl").read_text().splitlines()
     ]
     assert all(row["kl_k1"] == 0 and row["kl_exact"] == 0 for row in rows)
     other = [
         json.loads(line)
-        for line in (folder / "data/evaluations/dpo.jsonl").read_text().splitlines()
+        for line in (folder / "data/evaluations/dpo/answers.jsonl").read_text().splitlines()
     ]
     assert [(r["prompt_id"], r["index"]) for r in rows] == [
         (r["prompt_id"], r["index"]) for r in other
@@ -82,12 +82,12 @@ def test_no_evaluated_prompt_was_learnt_from(graph):  # property 39
     folder, _ = graph
     read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]  # noqa: E731
     learnt = {row["prompt_id"] for row in read("data/pairs/train.jsonl")}
-    asked = {row["prompt_id"] for row in read("data/evaluations/dpo.jsonl")}
+    asked = {row["prompt_id"] for row in read("data/evaluations/dpo/answers.jsonl")}
     assert learnt
     assert asked
     assert not learnt & asked
     clusters = {row["cluster"] for row in read("data/pairs/train.jsonl")}
-    assert not clusters & {row["cluster"] for row in read("data/evaluations/dpo.jsonl")}
+    assert not clusters & {row["cluster"] for row in read("data/evaluations/dpo/answers.jsonl")}
 
 
 def test_an_experiment_reruns_what_it_changes_and_its_parent_is_complete(clean):  # property 35

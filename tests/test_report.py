@@ -149,12 +149,6 @@ def test_a_policy_is_followed_from_the_baseline_to_its_end(world):
     assert "the reward rose while the independent scorer got worse" in page
 
 
-def test_snapshots_of_no_policy_are_refused(copied):
-    write_lines(copied["snapshots"] / "gone.jsonl", [])
-    with pytest.raises(RecordError, match=r"gone.jsonl: params.yaml has no policies.gone"):
-        run(copied)
-
-
 def test_quarters_of_margins_stand_in_the_order_to_read_them_in():
     parts = {key: {"accuracy": 0.5, "n": 1} for key in ("large", "largest", "small", "smallest")}
     found = report_page._quality("reward", {"by_margin": parts})["by_margin"]
@@ -215,7 +209,7 @@ def test_run_ids_and_durations_stand_within_their_marks_alone(page, world):
 
 def test_the_report_names_the_content_of_every_file_it_was_made_from(page, world):
     for path in (
-        world["evaluations"] / "dpo.jsonl",
+        world["evaluations"] / "dpo/answers.jsonl",
         world["prompts"] / "test.jsonl",
         world["labels"],
         world["align"] / "dpo.csv",
@@ -367,7 +361,7 @@ def test_every_answer_is_found_by_policy_change_kind_and_text(opened, world):
     rows = {
         name: {
             (one["prompt_id"], one["index"]): one
-            for one in map(json.loads, (world["evaluations"] / f"{name}.jsonl").open())
+            for one in map(json.loads, (world["evaluations"] / f"{name}/answers.jsonl").open())
             if one["set"] == "toxic" and one["index"] < 2
         }
         for name in ("baseline", "dpo", "unquantised")
@@ -443,11 +437,10 @@ def test_the_verdict_fits_a_hundred_columns_whatever_the_policy_is_called(copied
     long = "a_policy_with_quite_a_long_name_that_nobody_would_choose_but_somebody_will_in_the_end"
     policies = {"baseline": POLICIES["baseline"], long: POLICIES["dpo"]}
     folder = copied["out"].parent
-    for kind in ("evaluations", "snapshots", "language_loss", "align"):
-        for path in (folder / kind).glob("unquantised.*"):
-            path.unlink()
-        for path in (folder / kind).glob("dpo.*"):
-            path.rename(path.with_name(f"{long}{path.suffix}"))
+    shutil.rmtree(folder / "evaluations/unquantised")
+    (folder / "evaluations/dpo").rename(folder / f"evaluations/{long}")
+    for path in (folder / "align").glob("dpo.*"):
+        path.rename(path.with_name(f"{long}{path.suffix}"))
     run(copied, policies=policies)
     lines = (copied["out"] / "verdict.txt").read_text().splitlines()
     assert max(map(len, lines)) <= 100
@@ -574,7 +567,7 @@ def test_one_criterion_has_no_heading_of_its_own_and_no_trade_off(page):
 
 
 def test_a_negative_estimate_of_the_kl_is_shown_and_flagged(copied):
-    path = copied["evaluations"] / "unquantised.jsonl"
+    path = copied["evaluations"] / "unquantised/answers.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_lines(path, [{**one, "kl_k1": one["kl_k1"] - 4} for one in rows])
     run(copied)
@@ -586,20 +579,20 @@ def test_a_negative_estimate_of_the_kl_is_shown_and_flagged(copied):
 # --- what it refuses ---
 
 
-def test_a_file_of_a_policy_that_is_gone_is_refused(copied):
-    (copied["evaluations"] / "ppo.jsonl").write_text("")
-    with pytest.raises(RecordError, match=r"ppo\.jsonl: params\.yaml has no policies\.ppo; delete"):
+def test_what_a_policy_that_is_gone_left_is_refused(copied):
+    (copied["evaluations"] / "ppo").mkdir()
+    with pytest.raises(RecordError, match=r"ppo: params\.yaml has no policies\.ppo; delete"):
         run(copied)
 
 
 def test_a_policy_without_its_file_is_refused(copied):
-    (copied["evaluations"] / "dpo.jsonl").unlink()
-    with pytest.raises(RecordError, match=r"no such file, and params.yaml has policies.dpo"):
+    shutil.rmtree(copied["evaluations"] / "dpo")
+    with pytest.raises(RecordError, match=r"no such folder, and params.yaml has policies.dpo"):
         run(copied)
 
 
 def test_nothing_is_written_where_something_is_refused(copied):
-    (copied["evaluations"] / "dpo.jsonl").unlink()
+    shutil.rmtree(copied["evaluations"] / "dpo")
     with pytest.raises(RecordError):
         run(copied)
     assert not copied["out"].exists()
@@ -663,4 +656,4 @@ def test_the_section_of_params_yaml_is_one_that_the_stage_takes():
 
 
 def test_a_row_of_the_generator_is_a_record():
-    check(row(), report.Evaluated, "row", RecordError)
+    check(row(), Evaluated, "row", RecordError)

@@ -68,7 +68,7 @@ def _entries(revision: Revision) -> list[tuple[str, Entry]]:
     numbers = json.loads(revision.read("reports/comparison.json"))
     found = []
     for policy, estimates in numbers["policies"].items():
-        text = revision.read(f"data/evaluations/{policy}.jsonl")
+        text = revision.read(f"data/evaluations/{policy}/answers.jsonl")
         label = policy if revision.name == "HEAD" else f"{revision.name}/{policy}"
         rows = [
             check(json.loads(line), Evaluated, f"{label}: line {number}", RecordError)

@@ -126,25 +126,38 @@ STAGES = {
 """The stage that makes one file for each entry of a section of params.yaml."""
 
 
-def entry_files(folder: Path, entries: Iterable[str], *, section: str) -> dict[str, Path]:
-    """Return the JSON Lines file of each entry of a section of params.yaml, by name.
+def entry_files(
+    folder: Path, entries: Iterable[str], *, section: str, suffix: str = ".jsonl"
+) -> dict[str, Path]:
+    """Return the file, or folder, of each entry of a section of params.yaml, by name.
 
     A file of an entry that is gone would slip into the results unseen: DVC leaves the outputs of
     removed stages where they are.
 
+    Args:
+        folder: that holds them.
+        entries: names.
+        section: of params.yaml.
+        suffix: of the files; "" where each entry has a folder.
+
     Raises:
         RecordError: a file is missing, or belongs to no entry.
     """
-    wanted = {name: folder / f"{name}.jsonl" for name in entries}
-    found = {path.stem: path for path in folder.glob("*.jsonl") if not path.name.startswith(".")}
+    wanted = {name: folder / f"{name}{suffix}" for name in entries}
+    found = {
+        path.name.removesuffix(suffix): path
+        for path in folder.glob(f"*{suffix}")
+        if not path.name.startswith(".") and path.is_dir() == (not suffix)
+    }
     for name in sorted(found.keys() - wanted.keys()):
         raise RecordError(
             f"{found[name]}: params.yaml has no {section}.{name}; delete what an earlier "
             f"configuration left, or add the entry (it has {', '.join(wanted) or 'none'})"
         )
+    kind = "file" if suffix else "folder"
     for name in sorted(wanted.keys() - found.keys()):
         raise RecordError(
-            f"{wanted[name]}: no such file, and params.yaml has {section}.{name}; "
+            f"{wanted[name]}: no such {kind}, and params.yaml has {section}.{name}; "
             f"`dvc repro {STAGES[section]}@{name}` makes it"
         )
     return wanted
