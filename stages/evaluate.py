@@ -46,7 +46,7 @@ class PromptSet(Strict):
     categories: Annotated[list[Name], Field(min_length=1)]
     """Which prompts are in it."""
     prompts: Annotated[int, Field(ge=1)]
-    """How many, first by hash."""
+    """How many, first by hash; of validation prompts, as many as there are where those are fewer."""
     samples: Annotated[int, Field(ge=1)]
     """Completions a prompt (k)."""
     tokens: Annotated[int, Field(ge=1)]
@@ -102,7 +102,9 @@ def run(
     """Write the scored completions of policy `name` and its snapshots, its losses, a summary."""
     passages = neutral_text.read(neutral)
     available = files.read_lines(prompts, Prompt)
-    chosen = {key: choose(available, key, one) for key, one in evaluate.sets.items()}
+    chosen = {
+        key: choose(available, key, one, evaluate.split) for key, one in evaluate.sets.items()
+    }
     subject = answering.open_subject(base_folder, policy_folder, base)
     losses = language_loss.losses(
         subject.policy, subject.adapter, passages, batch_tokens=evaluate.batch_tokens
@@ -133,19 +135,20 @@ def run(
     return numbers(summary)
 
 
-def choose(available: Sequence[Prompt], name: str, one: PromptSet) -> list[Prompt]:
+def choose(available: Sequence[Prompt], name: str, one: PromptSet, split: str) -> list[Prompt]:
     """Return the prompts of a set: the first by hash, so that more prompts elsewhere move none.
 
     Raises:
-        Refusal: the split has fewer such prompts than the set asks for.
+        Refusal: the test split has fewer such prompts than the set asks for, or the validation
+            split has none.
     """
     fitting = [p for p in available if p.category in one.categories]
-    if len(fitting) < one.prompts:
+    if len(fitting) < (one.prompts if split == "test" else 1):
         raise Refusal(
-            f"params.yaml: evaluate.sets.{name}.prompts is {one.prompts}, but the split has "
+            f"params.yaml: evaluate.sets.{name}.prompts is {one.prompts}, but split {split} has "
             f"{len(fitting)} "
             f"prompts of {', '.join(one.categories)}; ask for fewer or raise "
-            "prompts.split.shares.test"
+            f"prompts.split.shares.{split}"
         )
     return sorted(fitting, key=lambda p: by_hash(p.id))[: one.prompts]
 

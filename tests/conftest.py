@@ -56,7 +56,7 @@ def tiny(tiny_folder, full_precision):
 @pytest.fixture
 def sft_task(tiny_folder, full_precision, tmp_path, monkeypatch):
     """A training on forty demonstrations that starts from the base."""
-    from tiny_online import demonstration, write_prompts
+    from tiny_online import demonstration, write_neutral, write_prompts
 
     from stages.lib.algorithms.task import Task
     from stages.lib.runtime import files
@@ -64,7 +64,8 @@ def sft_task(tiny_folder, full_precision, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     files.write_lines(tmp_path / "demos.jsonl", [demonstration(n) for n in range(40)])
     (tmp_path / "sft").mkdir()
-    where = write_prompts(tmp_path / "prompts"), tmp_path / "sft", tmp_path / "sft.csv"
+    texts = write_prompts(tmp_path / "prompts"), write_neutral(tmp_path / "neutral.jsonl")
+    where = *texts, tmp_path / "sft", tmp_path / "sft.csv"
     return Task(full_precision, 1, tiny_folder, tiny_folder, tmp_path / "demos.jsonl", *where)
 
 

@@ -122,13 +122,13 @@ def test_a_folder_without_a_policy_is_refused(tiny_folder, full_precision, tmp_p
 
 def test_a_set_is_the_first_prompts_by_hash_and_too_few_are_refused():
     one = evaluate.PromptSet(categories=["neutral"], prompts=2, samples=1, tokens=1)
-    chosen = evaluate.choose(PROMPTS, "calm", one)
-    assert evaluate.choose(PROMPTS[::-1], "calm", one) == chosen
+    chosen = evaluate.choose(PROMPTS, "calm", one, "test")
+    assert evaluate.choose(PROMPTS[::-1], "calm", one, "test") == chosen
     assert [p.category for p in chosen] == ["neutral"] * 2
-    everyone = evaluate.choose(PROMPTS, "calm", one.model_copy(update={"prompts": 3}))
+    everyone = evaluate.choose(PROMPTS, "calm", one.model_copy(update={"prompts": 3}), "test")
     assert everyone[:2] == chosen  # more prompts move none
-    with pytest.raises(Refusal, match=r"evaluate.sets.calm.prompts is 4, but the split has 3 "):
-        evaluate.choose(PROMPTS, "calm", one.model_copy(update={"prompts": 4}))
+    with pytest.raises(Refusal, match=r"evaluate.sets.calm.prompts is 4, but split test has 3 "):
+        evaluate.choose(PROMPTS, "calm", one.model_copy(update={"prompts": 4}), "test")
 
 
 def test_snapshots_are_asked_some_of_the_first_set_just_as_the_last_state_is(
@@ -146,7 +146,9 @@ def test_snapshots_are_asked_some_of_the_first_set_just_as_the_last_state_is(
         {**EVALUATE, "sets": sets, "snapshots": {"prompts": 2, "samples": 2}, "resamples": 100},
         evaluate.Evaluate, "evaluate", ValueError,
     )  # fmt: skip
-    chosen = {key: evaluate.choose(PROMPTS, key, one) for key, one in knobs.sets.items()}
+    chosen = {
+        key: evaluate.choose(PROMPTS, key, one, knobs.split) for key, one in knobs.sets.items()
+    }
     subject = answering.open_subject(tiny_folder, policies / "dpo", full_precision)
     last = evaluate.ask(knobs, subject, chosen, seed=1)
     assert len(last) == 4 * 3 + 2

@@ -20,7 +20,7 @@ from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Refusal
 
 P = dpo.Dpo(
-    algorithm="dpo", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=3, labels="given", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
+    algorithm="dpo", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=3, anchor=None, labels="given", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
     lora_alpha=8, learning_rate=5e-3, warmup=0.0, epochs=2, batch_prompts=8, max_pairs_per_prompt=3,
     max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip
@@ -43,7 +43,7 @@ def data(tmp_path):
 def train(policy, base, tiny_folder, data, out, seed=0):
     return align.run(
         policy, base, seed, name="dpo", base_folder=tiny_folder, starts_from=tiny_folder, data=data,
-        prompts=data, out=out,
+        prompts=data, neutral=data.parent / "neutral.jsonl", out=out,
         metrics=out.with_suffix(".json"), curves=out.with_suffix(".csv"),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tiny_online import demonstration
+from tiny_online import demonstration, write_neutral
 
 from stages.lib import kto_trainer, likelihood, losses, models, sft_trainer, signals
 from stages.lib.algorithms import kto
@@ -20,7 +20,7 @@ from stages.lib.runtime.schema import Refusal
 from stages.lib.tokens import TooLong
 
 K = kto.Kto(
-    algorithm="kto", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=0,
+    algorithm="kto", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=0, anchor=None,
     signals="thumbs", beta=0.1, balance=1.0, lora_rank=4, lora_alpha=8, learning_rate=1e-2, warmup=0.0,
     epochs=2, batch_prompts=8, max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip
@@ -78,7 +78,8 @@ def task(tiny_folder, full_precision, tmp_path, monkeypatch):
     ]  # fmt: skip
     files.write_lines(tmp_path / "pairs/signals.jsonl", rows)
     (tmp_path / "kto").mkdir()
-    where = tmp_path / "pairs", tmp_path / "pairs", tmp_path / "kto", tmp_path / "kto.csv"
+    neutral = write_neutral(tmp_path / "neutral.jsonl")
+    where = tmp_path / "pairs", tmp_path / "pairs", neutral, tmp_path / "kto", tmp_path / "kto.csv"
     return Task(full_precision, 1, tiny_folder, tiny_folder, *where)
 
 

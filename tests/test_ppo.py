@@ -9,7 +9,16 @@ import shutil
 import pytest
 import torch
 from tiny_model import build, moved_adapter
-from tiny_online import LOOKS, Planted, asks, fresh_roles, write_head, write_prompts, write_reward
+from tiny_online import (
+    LOOKS,
+    Planted,
+    asks,
+    fresh_roles,
+    write_head,
+    write_neutral,
+    write_prompts,
+    write_reward,
+)
 
 from stages.lib import likelihood, models, online, reward_model, tokens
 from stages.lib.algorithms import ppo
@@ -26,7 +35,7 @@ from stages.lib.runtime.schema import Refusal
 
 P = Ppo.model_validate(
     {
-        "algorithm": "ppo", "starts_from": "models/base", "learns_from": "models/reward", "prompts": "data/prompts", "snapshots": 1, "categories": [], "batch_prompts": 4, "samples": 4,
+        "algorithm": "ppo", "starts_from": "models/base", "learns_from": "models/reward", "prompts": "data/prompts", "snapshots": 1, "anchor": None, "categories": [], "batch_prompts": 4, "samples": 4,
         "minibatch_prompts": 2, "microbatch_prompts": 2, "epochs": 2, "max_tokens": 6, "batch_tokens": 4096, "temperature": 1.0,
         "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
         "clip": 0.2, "entropy": 0.0, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "score_clip": None,
@@ -101,11 +110,11 @@ def test_the_ratio_of_the_first_update_is_one(tiny_folder, full_precision, tmp_p
     run = training(roles, tmp_path, temperature=0.7, minibatch_prompts=4, epochs=1)
     rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
     assert torch.cat([p.k1_N for p in rollout.parts]).abs().max() > 0.01
-    row = run._update_once(rollout.parts)
+    row = run._update_once(rollout.parts, 0)
     assert row["ratio"] == pytest.approx(1.0, abs=1e-6)
     assert row["kl_update"] == pytest.approx(0.0, abs=1e-6)
     assert row["clip_fraction"] == 0.0
-    assert run._update_once(rollout.parts)["ratio"] != pytest.approx(1.0, abs=1e-4)
+    assert run._update_once(rollout.parts, 0)["ratio"] != pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -167,7 +176,7 @@ def test_the_value_adapter_starts_as_the_reward_model_and_trains_beside_the_poli
     assert torch.allclose(part.old_values_N, expected, atol=1e-4)
     before = weights(run)
     frozen = {k: p.detach().clone() for k, p in tiny.model.named_parameters() if k not in before}
-    run._update_once([part])
+    run._update_once([part], 0)
     after = weights(run)
     for kind in (".default.", ".value.", "head."):
         assert any(not torch.equal(before[k], after[k]) for k in before if kind in k), kind
@@ -187,9 +196,9 @@ def test_the_reward_models_own_states_are_a_value_without_a_second_adapter(
     assert torch.allclose(part.old_values_N, (reward.head(states) - 0.1) / 0.5, atol=1e-4)
     kept = {k: p.detach().clone() for k, p in tiny.model.named_parameters() if ".reward." in k}
     head = reward.head.weight.detach().clone()
-    first = run._update_once([part])
+    first = run._update_once([part], 0)
     for _ in range(20):
-        last = run._update_once([part])
+        last = run._update_once([part], 0)
     assert last["value_loss"] < first["value_loss"] - 0.01  # the copy of the head learns
     assert torch.equal(reward.head.weight, head)  # and the reward model's own does not
     assert kept
@@ -269,7 +278,7 @@ def test_one_batch_of_eight_is_eight_of_one(roles, tmp_path):  # property 29
             optimiser.param_groups[0]["lr"] = 0.0  # the gradients are wanted, not the step
         rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
         assert len(rollout.parts) == 4 // size
-        figures = run._update_once(rollout.parts)
+        figures = run._update_once(rollout.parts, 0)
         found.append({k: p.grad.clone() for k, p in (run.policy | run.value).items()})
         found[-1]["figures"] = torch.tensor([figures["policy_loss"], figures["value_loss"]])
     for key, one in found[0].items():
@@ -388,7 +397,7 @@ def task(tiny_folder, full_precision, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     reward = write_reward(tmp_path / "reward", tiny_folder, full_precision)
     prompts = write_prompts(tmp_path / "prompts")
-    where = tmp_path / "out", tmp_path / "ppo.csv"
+    where = write_neutral(tmp_path / "neutral.jsonl"), tmp_path / "out", tmp_path / "ppo.csv"
     return Task(full_precision, 1, tiny_folder, tiny_folder, reward, prompts, *where)
 
 

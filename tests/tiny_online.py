@@ -20,7 +20,7 @@ TEXTS = ("He said", "The old dog went", "She", "They had a long story of", "Once
 
 SFT = sft.Sft(
     algorithm="sft", starts_from="models/base", learns_from="data/sources/demonstrations.jsonl",
-    prompts="data/prompts", snapshots=0, held_out=0.3, resamples=200, lora_rank=4, lora_alpha=8,
+    prompts="data/prompts", snapshots=0, anchor=None, held_out=0.3, resamples=200, lora_rank=4, lora_alpha=8,
     learning_rate=1e-2, warmup=0.0, epochs=4, batch_prompts=4, max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip
 
@@ -47,6 +47,20 @@ def prompt(number: int, role: str, text: str, category: str = "insult") -> Promp
 def asks(lm, texts=TEXTS) -> list[Ask]:
     prompts = [prompt(n, "align", text) for n, text in enumerate(texts)]
     return [Ask(p, encode_prompt(lm, p.body())) for p in prompts]
+
+
+def write_neutral(path: Path, count: int = 6) -> Path:
+    """A few passages of neutral text."""
+    rows = [
+        {
+            "id": f"n{n}",
+            "genre": "manual",
+            "text": f"Turn screw {n} to the left, and lift lid {n} off.",
+        }
+        for n in range(count)
+    ]
+    files.write_lines(path, rows)
+    return path
 
 
 def write_prompts(folder: Path) -> Path:

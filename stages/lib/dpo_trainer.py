@@ -16,6 +16,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from stages.lib import likelihood, losses, models, training
+from stages.lib.anchor import Anchored
 from stages.lib.groups import Batch, Group, collate
 from stages.lib.models import LanguageModel
 
@@ -50,7 +51,7 @@ def accuracy(groups: list[Group], policy: dict[str, Tensor], reference: dict[str
     return right / total if total else float("nan")
 
 
-class GroupedDPOTrainer(DPOTrainer):
+class GroupedDPOTrainer(Anchored, DPOTrainer):
     """TRL's DPO on groups of pairs with soft labels and weights."""
 
     def __init__(

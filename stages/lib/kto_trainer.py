@@ -22,6 +22,7 @@ from torch import Tensor
 from trl import KTOConfig, KTOTrainer
 
 from stages.lib import likelihood, losses, models, training
+from stages.lib.anchor import Anchored
 from stages.lib.models import LanguageModel
 from stages.lib.signals import Judged
 from stages.lib.tokens import TokenSequence
@@ -74,7 +75,7 @@ def logps(lm: LanguageModel, sequences: Sequence[TokenSequence], *, label: str) 
         return likelihood.all_logps(lm, sequences, batch_tokens=4096, label=label)
 
 
-class JudgedKTOTrainer(KTOTrainer):
+class JudgedKTOTrainer(Anchored, KTOTrainer):
     """TRL's KTO on prompts with completions that are good or bad."""
 
     def __init__(

@@ -12,13 +12,18 @@ def losses(
     lm: LanguageModel, adapter: str | None, passages: Sequence[Passage], *, batch_tokens: int
 ) -> list[PassageLoss]:
     """Return the loss of a model, with one of its adapters or none, on each passage."""
-    ids = [tuple(lm.tokenizer(passage.text).input_ids) for passage in passages]
-    sequences = [TokenSequence(one[:1], one[1:]) for one in ids]
+    given = sequences(lm, passages)
     with models.adapter(lm, adapter):
-        logps = likelihood.all_logps(lm, sequences, batch_tokens=batch_tokens, label="neutral text")
+        logps = likelihood.all_logps(lm, given, batch_tokens=batch_tokens, label="neutral text")
     return [
         PassageLoss(
             id=passage.id, genre=passage.genre, tokens=len(one.completion), nll=round(-logp, 4)
         )
-        for passage, one, logp in zip(passages, sequences, logps.tolist(), strict=True)
+        for passage, one, logp in zip(passages, given, logps.tolist(), strict=True)
     ]
+
+
+def sequences(lm: LanguageModel, passages: Sequence[Passage]) -> list[TokenSequence]:
+    """Encode passages: all tokens but the first are predicted."""
+    ids = [tuple(lm.tokenizer(passage.text).input_ids) for passage in passages]
+    return [TokenSequence(one[:1], one[1:]) for one in ids]

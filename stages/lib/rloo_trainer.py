@@ -13,6 +13,7 @@ from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
 from stages.lib import models, online, reward_model, training
+from stages.lib.anchor import Anchored
 from stages.lib.models import LanguageModel
 from stages.lib.online import Ask, Manner
 from stages.lib.reward_model import Answer, Scorer
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from stages.lib.algorithms.rloo import Rloo
 
 
-class AskTrainer(RLOOTrainer):
+class AskTrainer(Anchored, RLOOTrainer):
     """REINFORCE with a leave-one-out baseline on prompts that are encoded already."""
 
     def __init__(
@@ -128,6 +129,7 @@ def rows(logged: list[dict[str, float]]) -> list[dict[str, float]]:
             **{name: row.get(theirs, float("nan")) for name, theirs in ROLLOUT.items()},
             "entropy": row["entropy"],
             "clip_fraction": row["clip_ratio/region_mean"],
+            "anchor_kl": row.get("anchor_kl", float("nan")),
             "learning_rate": row["learning_rate"],
             "grad_norm": row["grad_norm"],
         }

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from stages.lib import likelihood, models, training
+from stages.lib.anchor import Anchored
 from stages.lib.models import LanguageModel
 from stages.lib.records import Demonstration
 from stages.lib.tokens import TokenSequence, encode
@@ -37,7 +38,7 @@ def token_losses(lm: LanguageModel, given: Sequence[TokenSequence], *, label: st
     return -logps / torch.tensor([len(s.completion) for s in given])
 
 
-class AnswerTrainer(Trainer):
+class AnswerTrainer(Anchored, Trainer):
     """Cross-entropy of answers' tokens; every token of a batch weighs the same."""
 
     def __init__(

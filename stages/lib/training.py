@@ -4,6 +4,7 @@ transformers' Trainer does the loop; this module sets it up the same way for eac
 """
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,7 @@ def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
 
 
 def write_curves(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:
-    """Write curves as CSV, six significant digits, one row a step."""
+    """Write curves as CSV, six significant digits, one row a step; nan where a row has no value."""
     lines = [",".join(columns)]
-    lines += [",".join(f"{row[column]:.6g}" for column in columns) for row in rows]
+    lines += [",".join(f"{row.get(key, math.nan):.6g}" for key in columns) for row in rows]
     files.write_text(path, "\n".join(lines) + "\n")

@@ -42,6 +42,7 @@ COLUMNS = (
     "accuracy",
     "logp_chosen",
     "logp_rejected",
+    "anchor_kl",
     "learning_rate",
     "grad_norm",
 )
@@ -69,10 +70,12 @@ def train(policy: Dpo, task: Task) -> dict[str, float]:
             "prompts.split.shares.align or sample more completions"
         )
     reference = group_logps(lm, [*train_groups, *held_out], label="reference")
+    anchor = task.anchor(lm, policy)
     with training.checkpoints("align-dpo", *task.inputs(policy)) as folder:
         trainer = GroupedDPOTrainer(
             lm, policy, train_groups, reference, seed=task.seed, checkpoints=folder
         )
+        trainer.anchor = anchor
         keeper = Keeper(lm, folder, policy.snapshots)
         keeper.watch(trainer)
         rows = training.fit(trainer, folder)

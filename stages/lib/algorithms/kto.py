@@ -35,7 +35,16 @@ class Kto(TrainedEntry, LoraTraining):
     against a prompt that is not theirs."""
 
 
-COLUMNS = ("step", "loss", "kl", "reward_up", "reward_down", "learning_rate", "grad_norm")
+COLUMNS = (
+    "step",
+    "loss",
+    "kl",
+    "reward_up",
+    "reward_down",
+    "anchor_kl",
+    "learning_rate",
+    "grad_norm",
+)
 
 
 def train(policy: Kto, task: Task) -> dict[str, float]:
@@ -56,19 +65,20 @@ def train(policy: Kto, task: Task) -> dict[str, float]:
     kept = [sequence for one in held_out for sequence in one.sequences]
     with training.checkpoints("align-kto", *task.inputs(policy)) as folder:
         before = kto_trainer.logps(lm, kept, label="validation before")
+        anchor = task.anchor(lm, policy)
         trainer = kto_trainer.JudgedKTOTrainer(
             lm, policy, given,
             weights=weights(policy.balance, up, down), seed=task.seed, checkpoints=folder,
         )  # fmt: skip
+        trainer.anchor = anchor
         keeper = Keeper(lm, folder, policy.snapshots)
         keeper.watch(trainer)
         rows = training.fit(trainer, folder)
-        curves = [dict.fromkeys(COLUMNS, float("nan")) | row for row in rows]
         models.save_adapter(lm, task.out)
         keeper.hand_over(task.out)
-        training.write_curves(task.curves, curves, COLUMNS)
+        training.write_curves(task.curves, rows, COLUMNS)
         after = kto_trainer.logps(lm, kept, label="validation after")
-    last = curves[-5:]
+    last = rows[-5:]
     return {
         "steps": float(trainer.state.global_step),
         "prompts": float(len(learned)),

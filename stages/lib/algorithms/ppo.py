@@ -33,6 +33,7 @@ COLUMNS = (
     "value_loss",
     "clip_fraction",
     "kl_update",
+    "anchor_kl",
     "explained_variance",
     "length",
     "eos_rate",
@@ -60,11 +61,13 @@ def train(policy: Ppo, task: Task) -> dict[str, float]:
         learned=policy.batch_prompts, held_out=policy.look.prompts,
     )  # fmt: skip
     roles = _roles(lm, policy, task)
+    anchor = task.anchor(lm, policy)
     with training.checkpoints("align-ppo", *task.inputs(policy)) as folder:
         keeper = Keeper(lm, folder, policy.snapshots)
         run = Training(
             roles, policy, learned, held_out,
             seed=task.seed, checkpoints=folder, processes=processes(), keeper=keeper,
+            anchor=anchor,
         )  # fmt: skip
         done = run.run()
         models.save_adapter(lm, task.out)

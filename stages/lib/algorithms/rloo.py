@@ -23,7 +23,7 @@ class Rloo(Online):
 
 
 COLUMNS = (
-    "step", "loss", "score", "kl_token", "entropy", "clip_fraction", "length", "cut",
+    "step", "loss", "score", "kl_token", "entropy", "clip_fraction", "length", "cut", "anchor_kl",
     "learning_rate", "grad_norm",
 )  # fmt: skip
 
@@ -41,8 +41,10 @@ def train(policy: Rloo, task: Task) -> dict[str, float]:
         lm, task.prompts, policy.categories,
         learned=policy.batch_prompts, held_out=policy.look.prompts,
     )  # fmt: skip
+    anchor = task.anchor(lm, policy)
     with training.checkpoints("align-rloo", *task.inputs(policy)) as folder:
         trainer = rloo_trainer.AskTrainer(lm, policy, learned, seed=task.seed, checkpoints=folder)
+        trainer.anchor = anchor
         scorers = reward_model.load_both(lm, task.data)
         trainer.reward = scorers[0]
         before = rloo_trainer.look(lm, policy, held_out, scorers, seed=task.seed, name="before")

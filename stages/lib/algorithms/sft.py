@@ -24,7 +24,7 @@ class Sft(TrainedEntry, LoraTraining):
     """Bootstrap of the change of the loss on those."""
 
 
-COLUMNS = ("step", "loss", "learning_rate", "grad_norm")
+COLUMNS = ("step", "loss", "anchor_kl", "learning_rate", "grad_norm")
 
 
 def train(policy: Sft, task: Task) -> dict[str, float]:
@@ -49,8 +49,10 @@ def train(policy: Sft, task: Task) -> dict[str, float]:
         sequences(lm, some, max_tokens=policy.max_tokens) for some in (learned, held_out)
     )
     before = token_losses(lm, kept, label="before")
+    anchor = task.anchor(lm, policy)
     with training.checkpoints("align-sft", *task.inputs(policy)) as folder:
         trainer = AnswerTrainer(lm, policy, given, seed=task.seed, checkpoints=folder)
+        trainer.anchor = anchor
         keeper = Keeper(lm, folder, policy.snapshots)
         keeper.watch(trainer)
         rows = training.fit(trainer, folder)

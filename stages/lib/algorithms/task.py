@@ -12,6 +12,7 @@ from stages.lib.records import Name
 from stages.lib.runtime.schema import Strict
 
 if TYPE_CHECKING:
+    from stages.lib.anchor import Anchor
     from stages.lib.models import LanguageModel
 
 
@@ -28,8 +29,20 @@ class Entry(Strict):
     learns from, and names that again. All three are dependencies of the stage."""
 
 
+class Anchoring(Strict):
+    """`anchor` of an entry: neutral text on which the policy is held to its reference."""
+
+    weight: Annotated[float, Field(gt=0)]
+    """Of KL(reference || policy) in nats a token, beside the loss."""
+    passages: Annotated[int, Field(ge=1)]
+    """An update; cost grows with it."""
+
+
 class TrainedEntry(Entry):
     """What every entry has that trains an adapter."""
+
+    anchor: Anchoring | None
+    """What holds down the loss on text that alignment is not about; null: nothing does."""
 
     snapshots: Annotated[int, Field(ge=0)]
     """Adapters kept on the way, evenly spaced, beside the last one."""
@@ -48,12 +61,14 @@ class Task:
     """What `learns_from` names."""
     prompts: Path
     """Folder of train.jsonl, validation.jsonl and test.jsonl, where the algorithm answers any."""
+    neutral: Path
+    """Passages of neutral text, where the entry has an anchor."""
     out: Path
     curves: Path
 
     def inputs(self, knobs: Any) -> tuple[Any, ...]:
         """Return all that the result depends on, code included, for `training.checkpoints`."""
-        read = self.base_folder, self.starts_from, self.data, self.prompts
+        read = self.base_folder, self.starts_from, self.data, self.prompts, self.neutral
         return knobs, self.base, self.seed, *read, Path(__file__).parents[1]
 
     @property
@@ -83,3 +98,13 @@ class Task:
         if self.starts_anew:
             models.add_lora(lm, rank=knobs.lora_rank, alpha=knobs.lora_alpha, seed=self.seed)
         return lm
+
+    def anchor(self, lm: "LanguageModel", entry: TrainedEntry) -> "Anchor | None":
+        """Return what holds the policy to `lm` as it is now; None where nothing is to."""
+        from stages.lib import anchor
+
+        if entry.anchor is None:
+            return None
+        return anchor.read(
+            self.neutral, lm, weight=entry.anchor.weight, passages=entry.anchor.passages
+        )

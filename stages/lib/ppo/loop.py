@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.lib import likelihood, models, online, training
+from stages.lib.anchor import Anchor
 from stages.lib.diversity import distinct
 from stages.lib.keeper import Keeper
 from stages.lib.online import Ask
@@ -82,6 +83,7 @@ class Training:
         checkpoints: Path,
         processes: Processes,
         keeper: Keeper | None = None,
+        anchor: Anchor | None = None,
     ) -> None:
         """Prepare optimisers.
 
@@ -94,10 +96,11 @@ class Training:
             checkpoints: folder of the states that a killed run goes on from.
             processes: which part of a batch is this one's.
             keeper: of adapters on the way, where any are to be kept.
+            anchor: what holds the policy to its reference on neutral text, where anything does.
         """
         self.roles, self.ppo, self.asks, self.held_out = roles, ppo, asks, held_out
         self.seed, self.checkpoints, self.processes = seed, checkpoints, processes
-        self.keeper = keeper
+        self.keeper, self.anchor = keeper, anchor
         self.policy = {k: p for k, p in roles.lm.model.named_parameters() if f".{POLICY}." in k}
         self.value = roles.value.trained()
         both = ((self.policy, ppo.learning_rate), (self.value, ppo.value.learning_rate))
@@ -188,7 +191,7 @@ class Training:
         seen: list[dict[str, float]] = []
         for epoch in range(ppo.epochs):
             for parts in self._minibatches(rollout, epoch):
-                seen.append(self._update_once(parts))
+                seen.append(self._update_once(parts, len(seen)))
         means = {key: statistics.fmean(one[key] for one in seen) for key in seen[0]}
         return means | {"learning_rate": ppo.learning_rate * rate}
 
@@ -202,8 +205,13 @@ class Training:
         for i in order.tolist():
             yield rollout.parts[i * size : (i + 1) * size]
 
-    def _update_once(self, parts: Sequence[Part]) -> dict[str, float]:
-        """Move policy and value once; losses are means over all tokens of the minibatch."""
+    def _update_once(self, parts: Sequence[Part], number: int) -> dict[str, float]:
+        """Move policy and value once; losses are means over all tokens of the minibatch.
+
+        Args:
+            parts: of this process.
+            number: of this update among those of its rollout, from 0.
+        """
         total = self.processes.total
         tokens = total(torch.tensor(sum(len(p.old_logp_N) for p in parts), dtype=torch.float64))
         sums = torch.zeros(5, dtype=torch.float64)
@@ -211,6 +219,7 @@ class Training:
             optimiser.zero_grad()
         for part in parts:
             sums += self._backward(part, float(tokens))
+        pulled = self._pull(number)
         norms = []
         for own, optimiser in zip((self.policy, self.value), self.optimisers, strict=True):
             for parameter in own.values():
@@ -227,7 +236,17 @@ class Training:
             "kl_update": k3,
             "ratio": ratio,
             "grad_norm": float(norms[0]),
+            **pulled,
         }
+
+    def _pull(self, number: int) -> dict[str, float]:
+        """Add the anchor's gradient to the policy's, after the policy's own."""
+        if self.anchor is None:
+            return {}
+        updates = self.ppo.epochs * self.ppo.batch_prompts // self.ppo.minibatch_prompts
+        turn = (self.progress.step - 1) * updates + number
+        with active(self.roles.lm, POLICY):
+            return {"anchor_kl": self.anchor.pull(turn, share=1 / self.processes.count)}
 
     def _backward(self, part: Part, tokens: float) -> Tensor:
         """Add one part's gradients; return sums over its tokens.
