@@ -46,7 +46,7 @@ class PromptSet(Strict):
     categories: Annotated[list[Name], Field(min_length=1)]
     """Which prompts are in it."""
     prompts: Annotated[int, Field(ge=1)]
-    """How many, first by hash; of validation prompts, as many as there are where those are fewer."""
+    """How many, first by hash; of validation prompts all, where there are fewer."""
     samples: Annotated[int, Field(ge=1)]
     """Completions a prompt (k)."""
     tokens: Annotated[int, Field(ge=1)]
