@@ -18,7 +18,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.lib.commands import revisions
+from stages.lib.commands import refusal, revisions
 from stages.lib.commands.revisions import Revision
 from stages.lib.records import Evaluated
 from stages.lib.reporting import comparison
@@ -162,7 +162,8 @@ def as_csv(lines: Sequence[Mapping[str, Any]], metric: str) -> str:
     return out.getvalue()
 
 
-def main() -> int:
+@refusal.in_one_line
+def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="policies and experiments in one table")
     parser.add_argument(
@@ -171,31 +172,26 @@ def main() -> int:
     parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
     parser.add_argument("--csv", action="store_true", help="as CSV")
     given = parser.parse_args()
-    try:
-        settings = YAML(typ="safe").load(revisions.workspace().read("params.yaml"))
-        keys = set(Plan.model_fields)
-        plan = check(
-            {k: v for k, v in settings["report"].items() if k in keys},
-            Plan,
-            "params.yaml: report",
-            Refusal,
+    settings = YAML(typ="safe").load(revisions.workspace().read("params.yaml"))
+    keys = set(Plan.model_fields)
+    plan = check(
+        {k: v for k, v in settings["report"].items() if k in keys},
+        Plan,
+        "params.yaml: report",
+        Refusal,
+    )
+    own = settings["evaluate"]
+    scoring = Scoring(own["independent"], list(own["scorers"]), own["threshold"])
+    experiments = revisions.experiments(every_commit=given.all_commits)
+    # In this order: what an experiment left in the workspace goes by the experiment's name.
+    entries = gather([revisions.head(), *experiments, revisions.workspace()])
+    if not entries:
+        raise Refusal(
+            "reports/comparison.json: neither here nor in an experiment; run `dvc repro` first"
         )
-        own = settings["evaluate"]
-        scoring = Scoring(own["independent"], list(own["scorers"]), own["threshold"])
-        experiments = revisions.experiments(every_commit=given.all_commits)
-        # In this order: what an experiment left in the workspace goes by the experiment's name.
-        entries = gather([revisions.head(), *experiments, revisions.workspace()])
-        if not entries:
-            raise Refusal(
-                "reports/comparison.json: neither here nor in an experiment; run `dvc repro` first"
-            )
-        baseline = given.baseline or plan.baseline
-        lines = compare(entries, baseline, plan, scoring, settings["seed"])
-    except Refusal as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
-        return 1
+    baseline = given.baseline or plan.baseline
+    lines = compare(entries, baseline, plan, scoring, settings["seed"])
     print(as_csv(lines, plan.metric) if given.csv else table(lines, baseline, plan.metric))
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.lib import importers, order, selection
+from stages.lib.commands import refusal
 from stages.lib.importers import Row
 from stages.lib.labelers import people
 from stages.lib.preferences import argilla, csv_labels, csv_pairs, label_studio, tools, trl
@@ -366,14 +367,11 @@ def run(words: Sequence[str], root: Path) -> list[str]:
     return VERBS[asked.verb](root, asked)
 
 
+@refusal.in_one_line
 def main() -> None:
     """Do what the command line says."""
-    try:
-        print("\n".join(run(sys.argv[1:], Path())))
-    except Refusal as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
-        sys.exit(1)
+    print("\n".join(run(sys.argv[1:], Path())))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

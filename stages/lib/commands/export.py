@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from stages.lib.base import Base
+from stages.lib.commands import refusal
 from stages.lib.runtime import files, params
 from stages.lib.runtime.schema import Refusal
 
@@ -117,6 +118,7 @@ def _merge(root: Path, source: Path, out: Path) -> None:
     lm.tokenizer.save_pretrained(out)
 
 
+@refusal.in_one_line
 def main() -> None:
     """Export what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,13 +126,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--merged", action="store_true", help="a whole model, not the adapter")
     given = parser.parse_args()
-    try:
-        out = export(Path(), given.policy, given.out, merged=given.merged)
-    except Refusal as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
-        sys.exit(1)
+    out = export(Path(), given.policy, given.out, merged=given.merged)
     print(f"{out}: README.md is its card")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from stages.lib import snapshots
+from stages.lib.commands import refusal
 from stages.lib.runtime import files
 from stages.lib.runtime.schema import Refusal
 
@@ -44,17 +45,14 @@ def freeze(root: Path, policy: str, number: str) -> Path:
     return target
 
 
+@refusal.in_one_line
 def main() -> None:
     """Freeze what the command line names."""
-    try:
-        if len(sys.argv) != 3:
-            raise Refusal(USAGE)
-        target = freeze(Path(), *sys.argv[1:])
-    except Refusal as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
-        sys.exit(1)
+    if len(sys.argv) != 3:
+        raise Refusal(USAGE)
+    target = freeze(Path(), *sys.argv[1:])
     print(f"{target}: `adapter: {target}` in an entry of samplers lets it answer the prompts")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from stages.lib import selection
+from stages.lib.commands import refusal
 from stages.lib.labelers import people
 from stages.lib.labelers.people import People
 from stages.lib.labelling import page, plan, server
@@ -187,29 +188,25 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@refusal.in_one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Serve until Ctrl-C, or write one file."""
     given = _arguments(argv)
-    try:
-        sheet, kept = open_session(given.labeler, given.criterion, given.task)
-        if given.export:
-            files.write_text(given.export, page.export(sheet, kept.labels()))
-            print(
-                f"{given.export}: {len(sheet.tasks)} tasks; what {sheet.labeler} downloads from it "
-                f"takes the place of {sheet.file}"
-            )
-            return 0
-        serving = server.Server(given.port, sheet, kept)
-    except Refusal as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
-        return 1
+    sheet, kept = open_session(given.labeler, given.criterion, given.task)
+    if given.export:
+        files.write_text(given.export, page.export(sheet, kept.labels()))
+        print(
+            f"{given.export}: {len(sheet.tasks)} tasks; what {sheet.labeler} downloads from it "
+            f"takes the place of {sheet.file}"
+        )
+        return
+    serving = server.Server(given.port, sheet, kept)
     before = len(kept.labels())
     server.serve(serving, greeting(sheet, kept, serving.url))
     print(
         f"\n{len(kept.labels()) - before} lines more in {sheet.file}; `dvc repro` takes them in",
         flush=True,
     )
-    return 0
 
 
 if __name__ == "__main__":

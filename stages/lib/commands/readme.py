@@ -14,6 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages.lib.commands import refusal
 from stages.lib.reporting import numerals
 from stages.lib.reporting.comparison import NAMES
 from stages.lib.runtime import files
@@ -77,15 +78,12 @@ def current(root: Path) -> str:
     return table(found, params["report"], list(params["policies"]))
 
 
+@refusal.in_one_line
 def main() -> None:
     """Renew README.md."""
     path = Path("README.md")
-    try:
-        files.write_text(path, renewed(path.read_text(encoding="utf-8"), current(Path())))
-    except Refusal as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
-        sys.exit(1)
+    files.write_text(path, renewed(path.read_text(encoding="utf-8"), current(Path())))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
