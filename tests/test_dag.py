@@ -100,6 +100,7 @@ OWNERS = {
     "datasets": {"importers", "dpo_trainer", "kto_trainer", "rloo_trainer"},
     "plotly": {"reporting/figures", "reporting/page"},
     "evalica": {"labels/agreement"},
+    "lm_eval": {"standard_tasks"},
 }
 
 
