@@ -6,13 +6,14 @@
 # make label   the page on which LABELER=name labels       make label-export  the same as one file
 # make convert labels and pairs to other tools and back    make freeze  keep a policy for the next round
 # make export  a policy to share, with a model card        make readme  the table of results in README.md
+# make harness what alignment cost on standard tasks
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: export readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
+.PHONY: export harness readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
 
 repro: .venv/ready .dvc/config
 	dvc repro
@@ -60,6 +61,11 @@ freeze: .venv/ready
 # make export POLICY=dpo [MERGED=1] [OUT=exports/dpo]
 export: .venv/ready
 	@python -m stages.lib.commands.export "$(POLICY)" "$(or $(OUT),exports/$(POLICY))" $(if $(MERGED),--merged)
+
+# make harness POLICY=dpo TASKS=hellaswag,truthfulqa_mc2 [LIMIT=100] [INCLUDE=folder] [BATCH=8]
+harness: .venv/ready
+	@python -m stages.lib.commands.harness "$(POLICY)" "$(TASKS)" $(if $(LIMIT),--limit '$(LIMIT)') \
+		$(if $(INCLUDE),--include '$(INCLUDE)') $(if $(BATCH),--batch '$(BATCH)')
 
 # make label LABELER=ann [CRITERION=helpful] [TASK=thumbs] [PORT=8765]
 ASKED = $(if $(LABELER),'$(LABELER)',$(error say who labels: make $@ LABELER=ann)) \
