@@ -1,6 +1,5 @@
 """Neutral text: the project's own passages, and what a file of passages is refused for."""
 
-import re
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +13,9 @@ from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
 
 SOURCES = Path("data/sources")
-OWN = SOURCES / "neutral_text/test.jsonl"
+OWN = SOURCES / "neutral_text"
+EACH = {"train": (6, 16), "validation": (8, 4), "test": (8, 8)}
+"""Genres, and passages of each."""
 
 ROW = {"id": "t-1", "genre": "letter", "text": "Dear Ann, the parcel came."}
 
@@ -29,30 +30,44 @@ def prompts():
     return every + files.read_lines(SOURCES / "demonstrations.jsonl", Demonstration)
 
 
-def test_the_passages_are_64_in_eight_genres_of_eight():
-    count = Counter(p.genre for p in neutral_text.read(OWN))
-    assert len(count) == 8
-    assert set(count.values()) == {8}
+def own(*splits):
+    """The project's passages, of all splits where none is named."""
+    return [p for split in splits or EACH for p in neutral_text.read(OWN / f"{split}.jsonl")]
+
+
+@pytest.mark.parametrize("split", EACH)
+def test_every_genre_has_as_many_passages(split):
+    count = Counter(p.genre for p in own(split))
+    assert (len(count), set(count.values())) == (EACH[split][0], {EACH[split][1]})
+
+
+def test_two_genres_of_the_test_are_in_no_passage_that_a_policy_is_held_to():
+    held = {p.genre for p in own("train")}
+    assert {p.genre for p in own("test")} - held == {"letter", "essay"}
+    assert held < {p.genre for p in own("validation")}
 
 
 def test_every_passage_has_70_to_130_words():
-    for passage in neutral_text.read(OWN):
+    for passage in own():
         assert 70 <= len(passage.text.split()) <= 130, passage.id
 
 
-def test_ids_count_the_passages_in_their_order():
-    ids = [p.id for p in neutral_text.read(OWN)]
-    assert ids == [f"neutral-text-{number:03}" for number in range(1, len(ids) + 1)]
+@pytest.mark.parametrize(
+    ("split", "name"), [("train", "train"), ("validation", "validation"), ("test", "text")]
+)
+def test_ids_count_the_passages_in_their_order(split, name):
+    ids = [p.id for p in own(split)]
+    assert ids == [f"neutral-{name}-{number:03}" for number in range(1, len(ids) + 1)]
 
 
 def test_no_passage_has_an_abusive_word():
-    passages = neutral_text.read(OWN)
+    passages = own()
     weights = scorers.scorer("words", SOURCES / "words.txt")([p.text for p in passages])
     assert [p.id for p, weight in zip(passages, weights, strict=True) if weight] == []
 
 
 def test_no_two_passages_are_alike_or_begin_alike():
-    passages = neutral_text.read(OWN)
+    passages = own()
     for one, other in combinations(passages, 2):
         near = similarity(normalise(one.text), normalise(other.text))
         assert near < 0.1, (one.id, other.id, near)  # at 0.3 a paragraph would be shared
@@ -61,7 +76,7 @@ def test_no_two_passages_are_alike_or_begin_alike():
 
 def test_no_passage_is_like_a_prompt_of_the_graph_or_holds_one():
     index = Index()
-    for passage in neutral_text.read(OWN):
+    for passage in own():
         index.add(passage.id, normalise(passage.text))
     for prompt in prompts():
         for text in [*provocations.said_by_person(prompt), prompt.plain()]:
@@ -74,32 +89,40 @@ def test_no_passage_is_like_a_prompt_of_the_graph_or_holds_one():
 
 
 def test_passages_are_neither_cheerful_nor_gloomy_on_the_whole():
-    tones = compounds()
-    assert abs(sum(tones) / len(tones)) < 0.15
-    assert sum(tone <= -0.05 for tone in tones) > 20
-    assert sum(tone >= 0.05 for tone in tones) > 20
+    for split in EACH:
+        found = compounds(split)
+        assert abs(sum(found) / len(found)) < 0.15
+        assert min(tones(split)) > len(found) / 4
 
 
-def compounds():
+def compounds(*splits):
     """VADER's compound of each passage, -1 to 1; its authors call a text negative from -0.05 down
     and positive from 0.05 up.
     """
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     analyser = SentimentIntensityAnalyzer()
-    return [analyser.polarity_scores(p.text)["compound"] for p in neutral_text.read(OWN)]
+    return [analyser.polarity_scores(p.text)["compound"] for p in own(*splits)]
+
+
+def tones(*splits):
+    """How many passages are negative in tone, and how many positive."""
+    return [sum(sign * tone >= 0.05 for tone in compounds(*splits)) for sign in (-1, 1)]
 
 
 def test_the_datasheet_counts_the_passages():
     sheet = " ".join((SOURCES / "README.md").read_text(encoding="utf-8").split())
-    passages = neutral_text.read(OWN)
-    words = [len(p.text.split()) for p in passages]
-    assert f"{len(passages)} passages in English of {min(words)} to {max(words)} words" in sheet
-    assert f"{sum(words):,} words in all" in sheet
-    negative, positive = (sum(sign * tone >= 0.05 for tone in compounds()) for sign in (-1, 1))
-    assert f"{negative} passages are negative in tone and {positive} positive" in sheet
-    listed = re.search(r"eight of each genre: ((?:`\w+`(?:, | and )?)+)", sheet)
-    assert re.findall(r"`(\w+)`", listed[1]) == list(Counter(p.genre for p in passages))
+    for split, (_, each) in EACH.items():
+        found = own(split)
+        words = sum(len(p.text.split()) for p in found)
+        assert f"| `{split}.jsonl` | {len(found)}, {each} of each of" in sheet
+        assert f"| {words:,} |" in sheet
+    every = [len(p.text.split()) for p in own()]
+    assert f"A passage has {min(every)} to {max(every)} words" in sheet
+    negative, positive = tones("test")
+    assert f"{negative} of the test passages are negative in tone and {positive} positive" in sheet
+    negative, positive = tones("train", "validation")
+    assert f"of the other 128 it is {negative} and {positive}" in sheet
 
 
 # ------------------------------------------------------------------------------------- refusals
