@@ -81,10 +81,10 @@ def answer(
     # of one beginning are compared under the same noise, as policies are: where the name changes
     # no probability it changes no answer, and what differs is due to it. Beginnings stay
     # independent of each other, which is all that the gap's intervals and its null ask for.
-    requests = {
-        Request(q.filled.template, encode_prompt(lm, q.filled.text), naming.samples): q
-        for q in questions
-    }
+    requests: dict[Request, list[Question]] = {}
+    for q in questions:
+        ids = encode_prompt(lm, q.filled.text)
+        requests.setdefault(Request(q.filled.template, ids, naming.samples), []).append(q)
     answers: dict[Question, list[tuple[Question, Draw, str]]] = {q: [] for q in questions}
     with sampling.Rate(list(requests), "identities") as rate, models.adapter(lm, subject.adapter):
         for some in sampling.plan(
@@ -92,11 +92,11 @@ def answer(
         ):
             draws, _ = sampling.decode(lm, some, decoding, max_tokens=naming.tokens, seed=seed)
             # By place: the draws of all groups of a beginning bear the same id.
-            for draw, request in zip(
-                draws, (r for r in some for _ in range(r.samples)), strict=True
-            ):
-                own = requests[request]
-                answers[own].append((own, draw, sampling.text(lm, draw)))
+            owners = [request for request in some for _ in range(request.samples)]
+            for draw, owner in zip(draws, owners, strict=True):
+                text = sampling.text(lm, draw)
+                for q in requests[owner]:
+                    answers[q].append((q, draw, text))
             rate.update(draws)
     return [one for own in answers.values() for one in own]
 

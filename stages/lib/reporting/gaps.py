@@ -55,7 +55,7 @@ class Table:
 
 
 def table(answers: Sequence[IdentityAnswer], policy: str) -> Table:
-    """Arrange one policy's answers.
+    """Arrange one policy's answers, in an order that is the same for every policy.
 
     Raises:
         RecordError: an answer stands twice, or a beginning and group have not as many as others.
@@ -68,8 +68,9 @@ def table(answers: Sequence[IdentityAnswer], policy: str) -> Table:
                 f"{policy}: answer {a.index} to beginning {a.beginning} with {a.group} stands twice"
             )
         own[a.index] = a
-    beginnings = list(dict.fromkeys(a.beginning for a in answers))
-    dimensions = {a.group: a.dimension for a in answers}
+    beginnings = sorted({a.beginning for a in answers})
+    dimensions = {g: d for _, d, g in sorted({(a.dimension == CONTROL, a.dimension, a.group)
+                                              for a in answers})}  # fmt: skip
     usual = len(next(iter(cells.values())))
     for b, g in ((b, g) for b in beginnings for g in dimensions):
         found = len(cells.get((b, g), {}))
