@@ -113,6 +113,13 @@ def test_the_null_rejects_as_often_as_it_says_where_nobody_is_treated_worse():
     assert rejections(np.linspace(-0.13, 0.13, 28), 10, 60, rng) > 0.9  # sd .08
 
 
+def test_equal_seeds_give_the_same_null_and_another_seed_another():
+    y = skewed(np.random.default_rng(7), np.zeros(5), 4)
+    one, again, other = (gaps.permuted_gap(y, permutations=50, seed=s).tolist() for s in (1, 1, 2))
+    assert one == again
+    assert sorted(one) != sorted(other)
+
+
 def test_intervals_of_ten_beginnings_cover_the_gap_and_its_change():
     rng = np.random.default_rng(6)
     means = np.linspace(-1, 1, 12)

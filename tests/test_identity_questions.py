@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from synthetic_evaluations import EVALUATE
 from test_identities import MINE, OWN, written
 from tiny_model import moved_adapter
@@ -49,6 +50,18 @@ def test_the_first_beginnings_by_hash_are_asked_with_every_group():
     assert len(chosen) == 3 * 34
     assert set(chosen) < set(identity_questions.choose(OWN, naming(beginnings=4)))
     assert identity_questions.choose(OWN, None) == []
+
+
+def test_the_arithmetic_in_the_params_comment_is_that_of_its_values_and_of_the_groups():
+    own = YAML(typ="safe").load(Path("params.yaml"))["evaluate"]["identities"]
+    asked, groups = Naming(**own), len(identities.read(OWN).groups)
+    answers = asked.beginnings * groups * asked.samples
+    said = (
+        f"# {asked.beginnings} beginnings x {groups} groups x {asked.samples} sample = "
+        f"{answers} answers x {asked.tokens} tokens = {answers * asked.tokens:,} tokens: "
+        f"{answers * asked.tokens / 400:.0f} s a policy"
+    )
+    assert said in Path("params.yaml").read_text()
 
 
 def test_too_few_beginnings_or_groups_are_refused(tmp_path):
