@@ -1,16 +1,19 @@
 r"""Let a policy answer held-out prompts under common random numbers, and measure every answer.
 
     python -m stages.evaluate dpo models/base models/policies/dpo models/reward \
-        data/sources/words.txt data/sources/neutral_text/test.jsonl data/prompts/test.jsonl \
+        data/sources/words.txt data/sources/identities.yaml \
+        data/sources/neutral_text/test.jsonl data/prompts/test.jsonl \
         data/evaluations/dpo reports/evaluations/dpo.json
 
 Reads   models/base, models/policies/<name>, models/reward
         words.txt            the word list of scorer `words`
+        identities.yaml      beginnings that differ only in the group of people they name
         test.jsonl           passages on which the policy's loss as a language model is taken, and
                              held-out prompts; both validation.jsonl when tuning
 Writes  answers.jsonl        one completion with all its scores a line
         snapshots.jsonl      the same of the policy as it was on the way through its training
         neutral_text.jsonl   the loss on one passage a line
+        identities.jsonl     one completion of a beginning with a group in it, scored, a line
         metrics (JSON)       per set: toxicity by scorer, cost, reward; each with interval and n
 Params  evaluate, base, seed
 """
@@ -23,6 +26,7 @@ from pydantic import Field
 
 from stages.lib import (
     answering,
+    identity_questions,
     language_loss,
     neutral_text,
     scorers,
@@ -32,6 +36,8 @@ from stages.lib import (
 )
 from stages.lib.answering import Answered
 from stages.lib.base import Base
+from stages.lib.identity_answers import IdentityAnswer
+from stages.lib.identity_questions import Naming, Question
 from stages.lib.order import by_hash
 from stages.lib.records import Evaluated, Name, Prompt
 from stages.lib.runtime import entry, files, tracking
@@ -80,6 +86,8 @@ class Evaluate(Decoding):
     reward_samples: Annotated[int, Field(ge=0)]
     """Completions a prompt of the first set that reward model and monitor score."""
     snapshots: Snapshots
+    identities: Naming | None
+    """How it is measured whether toxicity depends on the group named; null for not at all."""
     resamples: Annotated[int, Field(ge=100)]
     """Cluster bootstrap of each metric."""
 
@@ -94,6 +102,7 @@ def run(
     policy_folder: Path,
     reward_folder: Path,
     words: Path,
+    groups: Path,
     neutral: Path,
     prompts: Path,
     out: Path,
@@ -101,6 +110,7 @@ def run(
 ) -> dict[str, float]:
     """Write the scored completions of policy `name` and its snapshots, its losses, a summary."""
     passages = neutral_text.read(neutral)
+    beginnings = identity_questions.choose(groups, evaluate.identities)
     available = files.read_lines(prompts, Prompt)
     chosen = {
         key: choose(available, key, one, evaluate.split) for key, one in evaluate.sets.items()
@@ -110,6 +120,7 @@ def run(
         subject.policy, subject.adapter, passages, batch_tokens=evaluate.batch_tokens
     )
     last = ask(evaluate, subject, chosen, seed=seed)
+    named = ask_identities(evaluate, subject, beginnings, words, seed=seed)
     earlier = ask_snapshots(evaluate, subject, policy_folder, chosen, seed=seed)
     answered = [*last, *(answer for own in earlier.values() for answer in own)]
     rewards = scoring.by_reward(subject, reward_folder, answered, rewarded(evaluate, answered))
@@ -129,6 +140,7 @@ def run(
         files.write_lines(folder / "answers.jsonl", rows)
         files.write_lines(folder / "snapshots.jsonl", before)
         files.write_lines(folder / "neutral_text.jsonl", losses)
+        files.write_lines(folder / "identities.jsonl", named)
     files.write_json(metrics, summary)
     tracking.about(f"align@{name}")
     tracking.table(for_reading(rows, evaluate.independent), "completions.json")
@@ -188,6 +200,24 @@ def ask_snapshots(
         )
         for step, folder in snapshots.kept(policy).items()
     }  # fmt: skip
+
+
+def ask_identities(
+    evaluate: Evaluate,
+    subject: answering.Subject,
+    beginnings: Sequence[Question],
+    words: Path,
+    *,
+    seed: int,
+) -> list[IdentityAnswer]:
+    """Return the policy's scored answers to beginnings that name a group, if any are wanted."""
+    if evaluate.identities is None:
+        return []
+    answered = identity_questions.answer(
+        subject, beginnings, evaluate.identities, evaluate, seed=seed,
+        batch_tokens=evaluate.batch_tokens,
+    )  # fmt: skip
+    return identity_questions.score(answered, scorer_names(evaluate), words)
 
 
 def scorer_names(evaluate: Evaluate) -> list[str]:

@@ -6,6 +6,7 @@ r"""Compare every policy with the baseline, give the verdict, and write the repo
 Reads   evaluations/<policy>/answers.jsonl    every completion of a policy with its scores
             …/snapshots.jsonl         likewise of the policy on the way through its training
             …/neutral_text.jsonl      its loss on passages of neutral text
+            …/identities.jsonl        its answers to beginnings that differ in the group named
         prompts/{train,validation,test}.jsonl    to prove that no evaluated prompt was learned from
         labels.json, reward.json      quality of labels and reward model
         scorers.json                  cards of the scorers
@@ -31,6 +32,7 @@ from stages.lib.reporting import (
     comparison,
     course,
     explorer,
+    gaps,
     inputs,
     overlap,
     page,
@@ -81,6 +83,7 @@ def run(
     found = inputs.evaluations(evaluations, policies)
     rows = {name: own.answers for name, own in found.items()}
     losses = {name: own.losses for name, own in found.items()}
+    named = {name: own.named for name, own in found.items()}
     comparison.require_same_questions(rows, report.baseline)
     trained = {name: files.read_json(align / f"{name}.json") for name in policies}
     findings = Findings(
@@ -88,7 +91,7 @@ def run(
         evaluate=evaluate,
         scoring=scoring,
         policies=policies,
-        **_compare(rows, losses, report, scoring, seed),
+        **_compare(rows, losses, named, report, scoring, seed),
         **_to_look_at(rows, report, scoring, seed),
         proof=overlap.none(prompts, rows[report.baseline]),
         labels=files.read_json(labels),
@@ -144,7 +147,12 @@ def _scoring(report: Report, evaluate: Mapping[str, Any], policies: Mapping[str,
 
 
 def _compare(
-    rows: Rows, losses: dict[str, list[PassageLoss]], plan: Report, scoring: Scoring, seed: int
+    rows: Rows,
+    losses: dict[str, list[PassageLoss]],
+    named: gaps.Named,
+    plan: Report,
+    scoring: Scoring,
+    seed: int,
 ) -> dict[str, Any]:
     """Return estimates, effects, verdicts and controls, keyed as `Findings` takes them."""
     independent = scoring.independent
@@ -167,6 +175,9 @@ def _compare(
             verdicts[name] = comparison.judge(estimates, name, effects[name], plan)
             won = wins.against(own, rows[plan.baseline], plan, seed=seed)
             estimates[name]["reward"] = estimates[name].get("reward", {}) | won
+    for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):
+        for name, whom in own(named, scoring, plan, seed=seed).items():
+            shown[name]["identities"] = whom
     main = [row for row in rows[plan.baseline] if row.set == plan.set]
     clusters = toxicity.clusters_of(toxicity.by_prompt(main))
     weights = cluster_resamples(clusters, **often)

@@ -78,6 +78,21 @@ def test_the_baseline_is_its_own_reference(graph):  # property 9
     ]
 
 
+def test_every_policy_goes_on_with_the_same_beginnings_about_every_group(graph):
+    folder, _ = graph
+    asked = {}
+    for name in ("baseline", "unquantised", "dpo", "ppo"):
+        text = (folder / f"data/evaluations/{name}/identities.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        asked[name] = [(r["beginning"], r["group"], r["index"], r["prompt"]) for r in rows]
+    assert len(set(asked["baseline"])) == 3 * 34
+    assert all(own == asked["baseline"] for own in asked.values())
+    numbers = json.loads((folder / "reports/comparison.json").read_text())
+    assert all(
+        own["identities"]["independent"]["gap"]["n"] == 3 for own in numbers["policies"].values()
+    )
+
+
 def test_no_evaluated_prompt_was_learnt_from(graph):  # property 39
     folder, _ = graph
     read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]  # noqa: E731
@@ -160,7 +175,7 @@ def test_a_changed_parameter_of_one_policy_reruns_only_that_policy(graph):  # pr
         (
             ("prompts: 24 ", "prompts: 900 "),
             "evaluate@baseline",
-            "Refusal: params.yaml: evaluate.sets.toxic.prompts is 900, but the split has",
+            "Refusal: params.yaml: evaluate.sets.toxic.prompts is 900, but split test has",
         ),
         (
             ("temperature: 1.0      # divides", "temperature: warm      # divides"),

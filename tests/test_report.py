@@ -109,6 +109,42 @@ def test_the_comparison_has_the_keys_that_others_read(world):
     assert found["verdicts"] == {"unquantised": {"improved": 0}, "dpo": {"improved": 1}}
 
 
+def test_the_comparison_says_whether_toxicity_depends_on_who_is_named(world, page):
+    found = json.loads((world["out"] / "comparison.json").read_text())
+    own = found["policies"]["baseline"]["identities"]
+    assert own.keys() == {"independent", "vader_negative", "words", "names_again"}
+    assert own["independent"]["gap"].keys() == {"value", "low", "high", "n", "p", "chance"}
+    assert own["independent"]["gap"]["value"] > own["independent"]["gap"]["chance"]
+    groups = own["independent"]["by_dimension"]["disability"]["groups"]
+    assert groups["deaf"]["low"] > groups["blind"]["high"]
+    # less toxic to everybody, and so less so to some than to others
+    effect = found["effects"]["dpo"]["identities"]["independent"]
+    assert effect["gap"]["high"] < 0
+    assert effect["by_dimension"]["disability"]["groups"]["deaf"]["high"] < 0
+
+    table = page[page.index("Who is named</h3>") : page.index('<section id="over">')]
+    markdown = (world["out"] / "report.md").read_text()
+    for name in ("baseline", "dpo"):
+        gap = found["policies"][name]["identities"]["independent"]["gap"]
+        assert f"{gap['value']:.3f} [" in table
+        assert f"{gap['value']:.3f} [" in markdown
+        assert f"by chance up to {gap['chance']:.3f}" in markdown
+    assert "wheelchair" not in table  # the groups are those of the answers
+    assert table.count("Gap between groups of") == 3  # two dimensions and the control
+    assert "differences between identity groups" not in page + markdown
+
+
+def test_a_report_without_identities_says_that_they_are_not_measured(copied):
+    for name in POLICIES:
+        write_lines(copied["out"].parent / f"evaluations/{name}/identities.jsonl", [])
+    run(copied, evaluate={**EVALUATE, "identities": None})
+    for name in ("report.html", "report.md"):
+        text = (copied["out"] / name).read_text(encoding="utf-8")
+        assert "differences between identity groups" in text
+        assert "Who is named" not in text
+    assert "identities" not in (copied["out"] / "comparison.json").read_text()
+
+
 def test_every_leaf_of_the_comparison_is_a_finite_number(world):
     text = (world["out"] / "comparison.json").read_text()
     assert not re.search(r"NaN|Infinity|null|true|false", text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.lib.identity_answers import IdentityAnswer
 from stages.lib.neutral_text import PassageLoss
 from stages.lib.records import Evaluated
 from stages.lib.runtime import files
@@ -25,6 +26,8 @@ class Evaluation:
     """Answers of the policy as it was on the way through its training."""
     losses: list[PassageLoss]
     """On neutral text."""
+    named: list[IdentityAnswer]
+    """Answers to beginnings that differ in the group named; none where that is not measured."""
 
 
 def evaluations(folder: Path, policies: Iterable[str]) -> dict[str, Evaluation]:
@@ -47,6 +50,7 @@ def evaluation(folder: Path) -> Evaluation:
         answers,
         files.read_lines(folder / "snapshots.jsonl", Snapshot),
         files.read_lines(folder / "neutral_text.jsonl", PassageLoss),
+        files.read_lines(folder / "identities.jsonl", IdentityAnswer),
     )
 
 

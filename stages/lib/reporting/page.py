@@ -137,6 +137,7 @@ def _shared(findings: Findings) -> Nested:
         "headlines": {name: headline(findings, name, prompts) for name in others},
         "signs": {name: findings.signs(name) for name in others},
         "strip": _strip(findings),
+        "who": _who(findings),
         "groups": groups(findings),
         "primary": Row(NAMES[plan.metric], ("independent", plan.metric), kind_of(plan.metric), ""),
         "scorers": {
@@ -158,6 +159,23 @@ def _shared(findings: Findings) -> Nested:
         "flat": flat,
         "looks": figures.looks(list(findings.policies), plan.baseline),
     }
+
+
+def _who(findings: Findings) -> list[tuple[str, tuple[str, ...], numerals.Kind]]:
+    """Return the lines on the group named: label, path in `identities`, kind; or none."""
+    first = findings.estimates[findings.plan.baseline].get("identities")
+    if first is None:
+        return []
+    scorers = {"independent": findings.scoring.independent}
+    scorers |= {name: name for name in findings.scoring.labelers}
+    lines = [
+        (f"Gap between groups, {name}", (key, "gap"), "score") for key, name in scorers.items()
+    ]
+    lines += [
+        (f"Named groups over control, {name}", (key, "over_control"), "score")
+        for key, name in scorers.items()
+    ]
+    return [*lines, ("Answers that name the group again", ("names_again",), "share")]
 
 
 DECODING = ("temperature", "top_k", "top_p")

@@ -36,7 +36,7 @@ def signs(
     proxies = {
         group: metrics[metric]
         for group, metrics in effect.items()
-        if group not in ("independent", "cost", "reward", "by_category", "sets")
+        if group not in ("independent", "cost", "reward", "by_category", "sets", "identities")
     }
     reward = effect.get("reward", {})
     return [
