@@ -2,18 +2,19 @@ r"""Let a policy answer held-out prompts under common random numbers, and measur
 
     python -m stages.evaluate dpo models/base models/policies/dpo models/reward \
         data/sources/words.txt data/sources/identities.yaml \
-        data/sources/neutral_text/test.jsonl data/prompts/test.jsonl \
+        data/sources/neutral_text/test.jsonl data/prompts/test.jsonl data/pairs/test.jsonl \
         data/evaluations/dpo reports/evaluations/dpo.json
 
 Reads   models/base, models/policies/<name>, models/reward
         words.txt            the word list of scorer `words`
         identities.yaml      beginnings that differ only in the group of people they name
-        test.jsonl           passages on which the policy's loss as a language model is taken, and
-                             held-out prompts; both validation.jsonl when tuning
+        test.jsonl           passages on which the policy's loss as a language model is taken,
+                             held-out prompts, and pairs; all validation.jsonl when tuning
 Writes  answers.jsonl        one completion with all its scores a line
         snapshots.jsonl      the same of the policy as it was on the way through its training
         neutral_text.jsonl   the loss on one passage a line
         identities.jsonl     one completion of a beginning with a group in it, scored, a line
+        pairs.jsonl          which way the policy leans on one pair a line
         metrics (JSON)       per set: toxicity by scorer, cost, reward; each with interval and n
 Params  evaluate, base, seed
 """
@@ -27,6 +28,7 @@ from pydantic import Field
 from stages.lib import (
     answering,
     identity_questions,
+    implicit,
     language_loss,
     neutral_text,
     scorers,
@@ -39,7 +41,7 @@ from stages.lib.base import Base
 from stages.lib.identity_answers import IdentityAnswer
 from stages.lib.identity_questions import Naming, Question
 from stages.lib.order import by_hash
-from stages.lib.records import Evaluated, Name, Prompt
+from stages.lib.records import Evaluated, Name, Pair, Prompt
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.schema import Refusal, Strict
 from stages.lib.sampling import Decoding
@@ -86,6 +88,8 @@ class Evaluate(Decoding):
     reward_samples: Annotated[int, Field(ge=0)]
     """Completions a prompt of the first set that reward model and monitor score."""
     snapshots: Snapshots
+    implicit_prompts: Annotated[int, Field(ge=0)]
+    """Prompts, the first by hash, on whose held-out pairs the implicit reward is tried."""
     identities: Naming | None
     """How it is measured whether toxicity depends on the group named; null for not at all."""
     resamples: Annotated[int, Field(ge=100)]
@@ -105,42 +109,36 @@ def run(
     groups: Path,
     neutral: Path,
     prompts: Path,
+    pairs: Path,
     out: Path,
     metrics: Path,
 ) -> dict[str, float]:
-    """Write the scored completions of policy `name` and its snapshots, its losses, a summary."""
+    """Write all that is measured of policy `name`, and a summary of its answers."""
     passages = neutral_text.read(neutral)
     beginnings = identity_questions.choose(groups, evaluate.identities)
     available = files.read_lines(prompts, Prompt)
     chosen = {
         key: choose(available, key, one, evaluate.split) for key, one in evaluate.sets.items()
     }
+    compared = implicit.some(files.read_lines(pairs, Pair), evaluate.implicit_prompts)
     subject = answering.open_subject(base_folder, policy_folder, base)
-    losses = language_loss.losses(
-        subject.policy, subject.adapter, passages, batch_tokens=evaluate.batch_tokens
-    )
-    last = ask(evaluate, subject, chosen, seed=seed)
-    named = ask_identities(evaluate, subject, beginnings, words, seed=seed)
-    earlier = ask_snapshots(evaluate, subject, policy_folder, chosen, seed=seed)
-    answered = [*last, *(answer for own in earlier.values() for answer in own)]
-    rewards = scoring.by_reward(subject, reward_folder, answered, rewarded(evaluate, answered))
-    scored = scoring.score(answered, scorer_names(evaluate), words, rewards)
-    rows, rest = scored[: len(last)], scored[len(last) :]
-    steps = [step for step, own in earlier.items() for _ in own]
-    summary = toxicity.summarise(
-        rows,
-        scorer_names(evaluate),
-        probabilities=scorers.PROBABILITIES,
-        threshold=evaluate.threshold,
-        resamples=evaluate.resamples,
-        seed=seed,
-    )
-    before = (Snapshot(step=step, **dict(row)) for step, row in zip(steps, rest, strict=True))
+    often = {"batch_tokens": evaluate.batch_tokens}
     with files.whole_folder(out) as folder:
-        files.write_lines(folder / "answers.jsonl", rows)
-        files.write_lines(folder / "snapshots.jsonl", before)
+        losses = language_loss.losses(subject.policy, subject.adapter, passages, **often)
         files.write_lines(folder / "neutral_text.jsonl", losses)
+        leanings = implicit.leanings(subject, compared, **often)
+        files.write_lines(folder / "pairs.jsonl", leanings)
+        named = ask_identities(evaluate, subject, beginnings, words, seed=seed)
         files.write_lines(folder / "identities.jsonl", named)
+        rows, earlier = answer(
+            evaluate, subject, chosen, policy_folder, reward_folder, words, seed=seed
+        )
+        files.write_lines(folder / "answers.jsonl", rows)
+        files.write_lines(folder / "snapshots.jsonl", earlier)
+    summary = toxicity.summarise(
+        rows, scorer_names(evaluate), probabilities=scorers.PROBABILITIES,
+        threshold=evaluate.threshold, resamples=evaluate.resamples, seed=seed,
+    )  # fmt: skip
     files.write_json(metrics, summary)
     tracking.about(f"align@{name}")
     tracking.table(for_reading(rows, evaluate.independent), "completions.json")
@@ -167,6 +165,27 @@ def choose(available: Sequence[Prompt], name: str, one: PromptSet, split: str) -
 
 Chosen = Mapping[str, Sequence[Prompt]]
 """The prompts of each set."""
+
+
+def answer(
+    evaluate: Evaluate,
+    subject: answering.Subject,
+    chosen: Chosen,
+    policy: Path,
+    reward: Path,
+    words: Path,
+    *,
+    seed: int,
+) -> tuple[list[Evaluated], list[Snapshot]]:
+    """Return the scored answers of the policy, and those of its states on the way."""
+    last = ask(evaluate, subject, chosen, seed=seed)
+    earlier = ask_snapshots(evaluate, subject, policy, chosen, seed=seed)
+    answered = [*last, *(answer for own in earlier.values() for answer in own)]
+    rewards = scoring.by_reward(subject, reward, answered, rewarded(evaluate, answered))
+    scored = scoring.score(answered, scorer_names(evaluate), words, rewards)
+    steps = [step for step, own in earlier.items() for _ in own]
+    rest = zip(steps, scored[len(last) :], strict=True)
+    return scored[: len(last)], [Snapshot(step=step, **dict(row)) for step, row in rest]
 
 
 def ask(

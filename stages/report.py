@@ -6,6 +6,7 @@ r"""Compare every policy with the baseline, give the verdict, and write the repo
 Reads   evaluations/<policy>/answers.jsonl    every completion of a policy with its scores
             …/snapshots.jsonl         likewise of the policy on the way through its training
             …/neutral_text.jsonl      its loss on passages of neutral text
+            …/pairs.jsonl             which way it leans on held-out pairs
             …/identities.jsonl        its answers to beginnings that differ in the group named
         prompts/{train,validation,test}.jsonl    to prove that no evaluated prompt was learned from
         labels.json, reward.json      quality of labels and reward model
@@ -27,7 +28,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from stages.lib import toxicity
-from stages.lib.neutral_text import PassageLoss
 from stages.lib.reporting import (
     comparison,
     course,
@@ -82,8 +82,6 @@ def run(
     scoring = _scoring(report, evaluate, policies)
     found = inputs.evaluations(evaluations, policies)
     rows = {name: own.answers for name, own in found.items()}
-    losses = {name: own.losses for name, own in found.items()}
-    named = {name: own.named for name, own in found.items()}
     comparison.require_same_questions(rows, report.baseline)
     trained = {name: files.read_json(align / f"{name}.json") for name in policies}
     findings = Findings(
@@ -91,7 +89,7 @@ def run(
         evaluate=evaluate,
         scoring=scoring,
         policies=policies,
-        **_compare(rows, losses, named, report, scoring, seed),
+        **_compare(found, report, scoring, seed),
         **_to_look_at(rows, report, scoring, seed),
         proof=overlap.none(prompts, rows[report.baseline]),
         labels=files.read_json(labels),
@@ -147,14 +145,12 @@ def _scoring(report: Report, evaluate: Mapping[str, Any], policies: Mapping[str,
 
 
 def _compare(
-    rows: Rows,
-    losses: dict[str, list[PassageLoss]],
-    named: gaps.Named,
-    plan: Report,
-    scoring: Scoring,
-    seed: int,
+    found: Mapping[str, inputs.Evaluation], plan: Report, scoring: Scoring, seed: int
 ) -> dict[str, Any]:
     """Return estimates, effects, verdicts and controls, keyed as `Findings` takes them."""
+    rows = {name: own.answers for name, own in found.items()}
+    losses = {name: own.losses for name, own in found.items()}
+    named = {name: own.named for name, own in found.items()}
     independent = scoring.independent
     if plan.set not in {row.set for row in rows[plan.baseline]}:
         raise RecordError(f"no completion belongs to set '{plan.set}', which report.set names")
@@ -164,17 +160,19 @@ def _compare(
         summary = toxicity.summarise(own, scoring.names, **scoring.declared, **often)
         estimates[name] = comparison.view(summary, plan, independent)
         estimates[name]["cost"]["neutral_loss"] = tax.estimate(losses[name], plan, seed=seed)
+        agreed = wins.implicit(found[name].leanings, plan, seed=seed)
+        estimates[name]["reward"] = estimates[name].get("reward", {}) | agreed
     for name, own in rows.items():
         if name != plan.baseline:
-            found = comparison.effects(own, rows[plan.baseline], scoring, plan, seed=seed)
-            viewed = comparison.view(found, plan, independent)
+            changed = comparison.effects(own, rows[plan.baseline], scoring, plan, seed=seed)
+            viewed = comparison.view(changed, plan, independent)
             viewed["cost"]["neutral_loss"] = tax.effect(
                 losses[name], losses[plan.baseline], plan, seed=seed
             )
             effects[name] = comparison.adjusted(viewed, plan)
             verdicts[name] = comparison.judge(estimates, name, effects[name], plan)
             won = wins.against(own, rows[plan.baseline], plan, seed=seed)
-            estimates[name]["reward"] = estimates[name].get("reward", {}) | won
+            estimates[name]["reward"] |= won
     for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):
         for name, whom in own(named, scoring, plan, seed=seed).items():
             shown[name]["identities"] = whom

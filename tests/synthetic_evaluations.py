@@ -44,6 +44,7 @@ EVALUATE = {
     "threshold": 0.5,
     "reward_samples": 2,
     "snapshots": {"prompts": 20, "samples": 2},
+    "implicit_prompts": 20,
     "identities": {"beginnings": 6, "samples": 2, "tokens": 12},
 }
 REPORT = {
@@ -241,6 +242,16 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
         write_lines(folder / f"evaluations/{name}/neutral_text.jsonl", losses)
         named = identity_rows(name if name in SHAPES else "dpo")
         write_lines(folder / f"evaluations/{name}/identities.jsonl", named)
+        leanings = [
+            {
+                "pair_id": f"p{i}",
+                "prompt_id": f"q{i}",
+                "cluster": f"q{i // 2}",
+                "margin": 3.0 - i % 5,
+            }
+            for i in range(40 if trained else 0)
+        ]  # 3, 2, 1, 0, -1: of five, three and a half are right
+        write_lines(folder / f"evaluations/{name}/pairs.jsonl", leanings)
         (folder / "align").mkdir(exist_ok=True)
         metrics = (
             {"steps": 30, "pairs": 812, "seconds_a_step": 1.3, "accuracy": 0.81}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic_evaluations import REPORT, row
 
-from stages.lib.records import Evaluated
+from stages.lib.records import Evaluated, Leaning
 from stages.lib.reporting import wins
 from stages.lib.reporting.comparison import Plan
 from stages.lib.runtime.schema import check
@@ -66,3 +66,16 @@ def test_wins_that_length_explains_are_taken_out():
     p = 1 / (1 + np.exp(-0.8 - 1.5 * np.tanh(longer / longer.std())))
     better = (rng.random(4000) < p).astype(float)
     assert controlled(better, longer) == pytest.approx(0.69, abs=0.04)
+
+
+def test_leanings_are_counted_with_ties_as_halves():
+    # 3, 1, 0, -1: two and a half of four
+    some = [
+        Leaning(pair_id=f"p{i}", prompt_id=f"q{i}", cluster=f"q{i}", margin=margin)
+        for i, margin in enumerate((3.0, 1.0, 0.0, -1.0))
+    ]
+    found = wins.implicit(some, PLAN, seed=1)["implicit_accuracy"]
+    assert found["value"] == 0.625
+    assert found["n"] == 4
+    assert 0 <= found["low"] < 0.625 < found["high"] <= 1
+    assert wins.implicit([], PLAN, seed=1) == {}

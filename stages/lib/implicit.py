@@ -10,24 +10,11 @@ base without an adapter prefers neither. It is defined for any policy, whatever 
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
 from stages.lib import likelihood, models
 from stages.lib.answering import Subject
 from stages.lib.groups import group
 from stages.lib.order import by_hash
-from stages.lib.records import Name, Pair
-from stages.lib.runtime.schema import Strict
-
-
-class Leaning(Strict):
-    """Which way a policy leans on one pair."""
-
-    pair_id: Name
-    prompt_id: Name
-    cluster: Name
-    margin: float = Field(allow_inf_nan=False)
-    """Log-ratio of chosen minus that of rejected, in nats; above 0 agrees with the labelers."""
+from stages.lib.records import Leaning, Pair
 
 
 def some(pairs: Sequence[Pair], prompts: int) -> list[Pair]:

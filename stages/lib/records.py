@@ -301,6 +301,16 @@ class Pair(Strict):
         return self
 
 
+class Leaning(Strict):
+    """Which way a policy leans on one pair."""
+
+    pair_id: Name
+    prompt_id: Name
+    cluster: Name
+    margin: Annotated[float, Field(allow_inf_nan=False)]
+    """Log-ratio of chosen minus that of rejected, in nats; above 0 agrees with the labelers."""
+
+
 class Signal(Strict):
     """One completion that people found good or bad, by itself."""
 

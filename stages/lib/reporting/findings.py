@@ -170,6 +170,12 @@ REWARDS = (
         "share",
         "as a regression on length predicts it",
     ),
+    (
+        "Held-out pairs by implicit reward",
+        "implicit_accuracy",
+        "share",
+        "pairs where it moved towards the answer that labelers preferred; 50 % is chance",
+    ),
 )
 SCORERS = {
     "profanity_check": (

@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.lib.identity_answers import IdentityAnswer
 from stages.lib.neutral_text import PassageLoss
-from stages.lib.records import Evaluated
+from stages.lib.records import Evaluated, Leaning
 from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
 from stages.lib.snapshots import Snapshot
@@ -28,6 +28,8 @@ class Evaluation:
     """On neutral text."""
     named: list[IdentityAnswer]
     """Answers to beginnings that differ in the group named; none where that is not measured."""
+    leanings: list[Leaning]
+    """On held-out pairs; none of the base itself."""
 
 
 def evaluations(folder: Path, policies: Iterable[str]) -> dict[str, Evaluation]:
@@ -51,6 +53,7 @@ def evaluation(folder: Path) -> Evaluation:
         files.read_lines(folder / "snapshots.jsonl", Snapshot),
         files.read_lines(folder / "neutral_text.jsonl", PassageLoss),
         files.read_lines(folder / "identities.jsonl", IdentityAnswer),
+        files.read_lines(folder / "pairs.jsonl", Leaning),
     )
 
 

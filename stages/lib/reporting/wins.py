@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.lib.records import Evaluated
+from stages.lib.records import Evaluated, Leaning
 from stages.lib.reporting.comparison import Nested, Plan, ends
 from stages.lib.statistics import Floats, cluster_resamples
 
@@ -52,6 +52,20 @@ def against(
         )
     )
     return {"win_rate": plain, "win_rate_controlled": controlled}
+
+
+def implicit(leanings: Sequence[Leaning], plan: Plan, *, seed: int) -> Nested:
+    """Return `implicit_accuracy`: how often a policy leans the way of the labelers; ties half.
+
+    Over held-out pairs, with an interval over clusters of prompts. Empty without any.
+    """
+    if not leanings:
+        return {}
+    right_P = np.array([(one.margin > 0) + 0.5 * (one.margin == 0) for one in leanings])
+    clusters = [one.cluster for one in leanings]
+    weights_RP = cluster_resamples(clusters, resamples=plan.resamples, seed=seed)
+    found = {"value": float(right_P.mean()), "n": len(leanings)}
+    return {"implicit_accuracy": found | ends(weights_RP @ right_P / weights_RP.sum(1))}
 
 
 def at_equal_length(won_P: Floats, longer_P: Floats, weights_RP: Floats) -> Floats:
