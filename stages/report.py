@@ -30,6 +30,7 @@ from pydantic import Field
 from stages.lib import toxicity
 from stages.lib.reporting import (
     comparison,
+    controls,
     course,
     explorer,
     gaps,
@@ -46,7 +47,6 @@ from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
-from stages.lib.statistics import cluster_resamples
 
 ENDS = ("low", "high")
 COSTS = ("perplexity", "dist2", "kl_exact", "refusals")
@@ -176,16 +176,8 @@ def _compare(
     for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):
         for name, whom in own(named, scoring, plan, seed=seed).items():
             shown[name]["identities"] = whom
-    main = [row for row in rows[plan.baseline] if row.set == plan.set]
-    clusters = toxicity.clusters_of(toxicity.by_prompt(main))
-    weights = cluster_resamples(clusters, **often)
-    controls = {
-        scorer: toxicity.estimate(
-            comparison.best_of(main, scorer, independent, plan), weights
-        ).plain()
-        for scorer in scoring.labelers
-    }
-    return {"estimates": estimates, "effects": effects, "verdicts": verdicts, "controls": controls}
+    chosen = controls.found(rows[plan.baseline], scoring.names, plan, seed=seed)
+    return {"estimates": estimates, "effects": effects, "verdicts": verdicts, "controls": chosen}
 
 
 def _courses(

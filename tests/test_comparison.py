@@ -272,22 +272,6 @@ def test_the_synthetic_policies_get_the_verdicts_they_were_made_for(rows):
     assert verdicts == {"unquantised": "not shown", "dpo": "improved"}
 
 
-# --- control ---
-
-
-def test_the_best_of_several_equals_the_value_worked_by_hand():
-    # p0: the scorer likes the second (0 < 2), whose independent score is .3; p1: both tie at 0,
-    # so they share: (.2 + .6) / 2 = .4; mean .35
-    def one(prompt, index, words, score):
-        scores = {"profanity_check": score, "vader_negative": 0.0, "words": words}
-        return Evaluated(**row(prompt, index, scores=scores))
-
-    own = [one("p0", 0, 2.0, 0.1), one("p0", 1, 0.0, 0.3), one("p1", 0, 0.0, 0.2)]
-    own.append(one("p1", 1, 0.0, 0.6))
-    found = comparison.best_of(own, "words", "profanity_check", plan())
-    assert found.at(np.ones((1, 2)))[0] == pytest.approx(0.35)
-
-
 # --- signs of over-optimisation ---
 
 

@@ -269,20 +269,6 @@ def judge(estimates: Mapping[str, Nested], name: str, effect: Nested, plan: Plan
     return Verdict(word, reasons)
 
 
-def best_of(baseline: Sequence[Evaluated], scorer: str, independent: str, plan: Plan) -> Mean:
-    """Return the mean independent score if only the completion that `scorer` likes best were kept.
-
-    What can be had from the baseline without training, by choosing among its own completions: a
-    control for every policy. Ties share. The KL of this choice from the baseline is at most
-    log K - (K - 1) / K nats (Stiennon et al. 2020, arXiv:2009.01325).
-    """
-    answers = toxicity.by_prompt([row for row in baseline if row.set == plan.set])
-    proxy_NK = toxicity.scores_of(answers, scorer)
-    best_NK = proxy_NK == proxy_NK.min(1, keepdims=True)
-    chosen_N = (toxicity.scores_of(answers, independent) * best_NK).sum(1) / best_NK.sum(1)
-    return Mean(chosen_N, np.ones(len(answers)), len(answers))
-
-
 def rounded(value: Any) -> Any:
     """Round every number of nested plain data to six decimals.
 

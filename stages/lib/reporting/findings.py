@@ -26,8 +26,8 @@ class Findings:
     effects: Mapping[str, Nested]
     """Likewise, of every policy but the baseline."""
     verdicts: Mapping[str, Verdict]
-    controls: Mapping[str, Mapping[str, float]]
-    """Scorer to the mean independent score of the baseline's completions that it likes best."""
+    controls: Mapping[str, Mapping[str, Nested]]
+    """What choosing among the baseline's completions gives, as `controls.found` returns it."""
     maxima: Mapping[str, Mapping[str, float]]
     """By policy, each prompt's highest independent score in the primary set."""
     words: Mapping[str, tuple[list[Shift], list[Shift]]]
@@ -76,7 +76,7 @@ class Findings:
                 "policies": self.estimates,
                 "effects": self.effects,
                 "verdicts": verdicts,
-                "controls": {"best_of": self.controls},
+                "controls": self.controls,
                 "overlap": self.proof,
                 "courses": {
                     name: {

@@ -7,7 +7,6 @@ own policy lets the browser run only the two scripts whose hashes it states, and
 import base64
 import hashlib
 import json
-import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from stages.lib.reporting import figures, numerals, pictures
+from stages.lib.reporting import controls, figures, numerals, pictures
 from stages.lib.reporting.comparison import NAMES, Nested
 from stages.lib.reporting.findings import (
     SCORERS,
@@ -152,7 +151,7 @@ def _shared(findings: Findings) -> Nested:
         "longest": max([run.get("seconds") or 0.0 for run in findings.runs], default=0.0) or 1.0,
         "cards": {name: _card(card) for name, card in findings.cards.items()},
         "flagged": _flagged(findings.labels),
-        "choice_kl": math.log(main["samples"]) - (main["samples"] - 1) / main["samples"],
+        "choice_kl": controls.kl_bound(main["samples"]),
         "decoding": {k: v for k, v in findings.evaluate.items() if k in DECODING},
         "number": numerals,
         "metric_name": NAMES[plan.metric],
