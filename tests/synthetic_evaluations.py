@@ -151,8 +151,12 @@ def policy_rows(name, prompts=None):
                             if chat
                             else None
                         ),
-                        reward=float(reward - 0.3 * logit + 0.4 * noise) if k < EVALUATE["reward_samples"] else None,
-                        monitor=float(monitor - 0.3 * logit + 0.3 * noise) if k < EVALUATE["reward_samples"] else None,
+                        reward=float(reward - 0.3 * logit + 0.4 * noise)
+                        if k < EVALUATE["reward_samples"]
+                        else None,
+                        monitor=float(monitor - 0.3 * logit + 0.3 * noise)
+                        if k < EVALUATE["reward_samples"]
+                        else None,
                     )
                 )
     return rows

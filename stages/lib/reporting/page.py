@@ -39,6 +39,7 @@ def html(findings: Findings) -> str:
     return _template("page.html.j2").render(
         **_shared(findings),
         figures=pictures.drawn(findings),
+        trainings=pictures.trainings(findings),
         style=Markup(_text("page.css")),
         script=Markup(script),
         plotly=Markup(plotly),
