@@ -115,7 +115,7 @@
     }
   };
   draw({});
-  // What was drawn in a closed box knows no width; the event does not bubble.
+  // Some browsers lay out nothing in a closed box; the event does not bubble.
   addEventListener("toggle", ({ target }) => {
     if (target.open) for (const box of target.querySelectorAll("[data-figure]")) Plotly.Plots.resize(box);
   }, true);
