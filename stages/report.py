@@ -35,6 +35,7 @@ from stages.lib.reporting import (
     explorer,
     gaps,
     inputs,
+    judging,
     overlap,
     page,
     reading,
@@ -170,7 +171,7 @@ def _compare(
                 losses[name], losses[plan.baseline], plan, seed=seed
             )
             effects[name] = comparison.adjusted(viewed, plan)
-            verdicts[name] = comparison.judge(estimates, name, effects[name], plan)
+            verdicts[name] = judging.judge(estimates, name, effects[name], plan)
             won = wins.against(own, rows[plan.baseline], plan, seed=seed)
             estimates[name]["reward"] |= won
     for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):

@@ -24,7 +24,7 @@ from synthetic_evaluations import (
 
 from stages import report
 from stages.lib.records import Evaluated
-from stages.lib.reporting import explorer, figures
+from stages.lib.reporting import explorer, figures, tables
 from stages.lib.reporting import page as report_page
 from stages.lib.reporting.comparison import Scoring
 from stages.lib.reporting.numerals import breakable
@@ -188,15 +188,15 @@ def test_a_policy_is_followed_from_the_baseline_to_its_end(world):
 
 def test_quarters_of_margins_stand_in_the_order_to_read_them_in():
     parts = {key: {"accuracy": 0.5, "n": 1} for key in ("large", "largest", "small", "smallest")}
-    found = report_page._quality("reward", {"by_margin": parts})["by_margin"]
+    found = tables.quality("reward", {"by_margin": parts})["by_margin"]
     assert [row["margin"] for row in found] == ["smallest", "small", "large", "largest"]
 
 
 def test_ratings_that_nobody_could_be_given_are_one_line():
     alike = {who: {"refused": "one sampler only", "comparisons": 9} for who in ("all", "judge")}
-    assert report_page._ratings(alike) == [("all", "not rated: one sampler only")]
+    assert tables.ratings(alike) == [("all", "not rated: one sampler only")]
     other = alike | {"judge": {"refused": "two parts", "comparisons": 9}}
-    assert len(report_page._ratings(other)) == 2
+    assert len(tables.ratings(other)) == 2
 
 
 def test_an_effect_is_the_difference_of_the_two_policies(world):
@@ -622,8 +622,8 @@ def test_the_markdown_stays_short_and_gives_the_same_numbers(world):
     assert text.count("\n") < 150
     effect = json.loads((world["out"] / "comparison.json").read_text())["effects"]["dpo"]
     assert f"Δ −{abs(effect['independent']['emt']['value']):.3f} [" in text
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {5}
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {5}
 
 
 def test_the_verdict_fits_a_hundred_columns_whatever_the_policy_is_called(copied):

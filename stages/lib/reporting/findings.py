@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.lib.reporting import numerals
-from stages.lib.reporting.comparison import Nested, Plan, Scoring, Verdict, rounded
+from stages.lib.reporting.comparison import Nested, Plan, Scoring, rounded
+from stages.lib.reporting.judging import Verdict
 from stages.lib.reporting.reading import Shelf
 from stages.lib.reporting.signs import Sign, signs
 from stages.lib.reporting.wording import Shift
