@@ -177,7 +177,7 @@ def _compare(
     for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):
         for name, whom in own(named, scoring, plan, seed=seed).items():
             shown[name]["identities"] = whom
-    chosen = controls.found(rows[plan.baseline], scoring.names, plan, seed=seed)
+    chosen = controls.found(rows[plan.baseline], scoring, plan, seed=seed)
     return {"estimates": estimates, "effects": effects, "verdicts": verdicts, "controls": chosen}
 
 

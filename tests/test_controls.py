@@ -10,7 +10,7 @@ from synthetic_evaluations import REPORT, policy_rows, row
 from stages.lib import toxicity
 from stages.lib.records import Evaluated
 from stages.lib.reporting import controls
-from stages.lib.reporting.comparison import Plan
+from stages.lib.reporting.comparison import Plan, Scoring
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import check
 
@@ -197,7 +197,7 @@ def test_prompts_of_which_not_as_many_answers_have_a_reward_are_refused():
 
 def test_both_controls_are_of_the_primary_set_alone():
     rows = [Evaluated(**one) for one in policy_rows("baseline", prompts=12)]
-    scorers = ["profanity_check", "vader_negative", "words"]
+    scorers = Scoring("profanity_check", ["vader_negative", "words"], 0.5)
     found = controls.found(rows, scorers, PLAN, seed=1)
     assert found["best_of"].keys() == {"vader_negative", "words"}
     assert found["best_of"]["words"]["n"] == found["best_of_reward"]["2"]["harm"]["n"] == 12

@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.lib import toxicity
 from stages.lib.records import Evaluated
-from stages.lib.reporting.comparison import Nested, Plan
+from stages.lib.reporting.comparison import Nested, Plan, Scoring
 from stages.lib.runtime.files import RecordError
 from stages.lib.statistics import Floats, cluster_resamples
 from stages.lib.toxicity import Answers, Mean
@@ -56,27 +56,17 @@ def chances(liked_NK: Floats, n: int) -> Floats:
     return (subsets[below_NK + tied_NK] - subsets[below_NK]) / (subsets[k] * tied_NK)
 
 
-def found(
-    baseline: Sequence[Evaluated], scorers: Sequence[str], plan: Plan, *, seed: int
-) -> Nested:
-    """Return both controls, as reports/comparison.json has them.
-
-    Args:
-        baseline: its completions.
-        scorers: the independent one first, then those of the labelers.
-        plan: what was declared.
-        seed: of the bootstrap.
-    """
+def found(baseline: Sequence[Evaluated], scoring: Scoring, plan: Plan, *, seed: int) -> Nested:
+    """Return both controls of the baseline's completions, as reports/comparison.json has them."""
     main = [row for row in baseline if row.set == plan.set]
-    independent, *labelers = scorers
     answers = toxicity.by_prompt(main)
     weights_RN = _resamples(answers, plan, seed)
+    chosen = {name: best_of(answers, name, scoring.independent) for name in scoring.labelers}
     return {
         "best_of": {
-            scorer: toxicity.estimate(best_of(answers, scorer, independent), weights_RN).plain()
-            for scorer in labelers
+            name: toxicity.estimate(own, weights_RN).plain() for name, own in chosen.items()
         },
-        "best_of_reward": best_of_reward(main, independent, plan, seed=seed),
+        "best_of_reward": best_of_reward(main, scoring.independent, plan, seed=seed),
     }
 
 
