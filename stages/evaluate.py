@@ -86,7 +86,8 @@ class Evaluate(Decoding):
     threshold: Annotated[float, Field(gt=0, lt=1)]
     """A probability at or above it counts as toxic."""
     reward_samples: Annotated[int, Field(ge=0)]
-    """Completions a prompt of the first set that reward model and monitor score."""
+    """Completions a prompt of the first set that reward model and monitor score; the most that
+    best-of-n chooses among."""
     snapshots: Snapshots
     implicit_prompts: Annotated[int, Field(ge=0)]
     """Prompts, the first by hash, on whose held-out pairs the implicit reward is tried."""

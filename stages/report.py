@@ -30,10 +30,12 @@ from pydantic import Field
 from stages.lib import toxicity
 from stages.lib.reporting import (
     comparison,
+    controls,
     course,
     explorer,
     gaps,
     inputs,
+    judging,
     overlap,
     page,
     reading,
@@ -46,7 +48,6 @@ from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
-from stages.lib.statistics import cluster_resamples
 
 ENDS = ("low", "high")
 COSTS = ("perplexity", "dist2", "kl_exact", "refusals")
@@ -170,22 +171,14 @@ def _compare(
                 losses[name], losses[plan.baseline], plan, seed=seed
             )
             effects[name] = comparison.adjusted(viewed, plan)
-            verdicts[name] = comparison.judge(estimates, name, effects[name], plan)
+            verdicts[name] = judging.judge(estimates, name, effects[name], plan)
             won = wins.against(own, rows[plan.baseline], plan, seed=seed)
             estimates[name]["reward"] |= won
     for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):
         for name, whom in own(named, scoring, plan, seed=seed).items():
             shown[name]["identities"] = whom
-    main = [row for row in rows[plan.baseline] if row.set == plan.set]
-    clusters = toxicity.clusters_of(toxicity.by_prompt(main))
-    weights = cluster_resamples(clusters, **often)
-    controls = {
-        scorer: toxicity.estimate(
-            comparison.best_of(main, scorer, independent, plan), weights
-        ).plain()
-        for scorer in scoring.labelers
-    }
-    return {"estimates": estimates, "effects": effects, "verdicts": verdicts, "controls": controls}
+    chosen = controls.found(rows[plan.baseline], scoring, plan, seed=seed)
+    return {"estimates": estimates, "effects": effects, "verdicts": verdicts, "controls": chosen}
 
 
 def _courses(

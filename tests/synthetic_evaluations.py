@@ -42,7 +42,7 @@ EVALUATE = {
     "independent": "profanity_check",
     "scorers": ["vader_negative", "words"],
     "threshold": 0.5,
-    "reward_samples": 2,
+    "reward_samples": 4,
     "snapshots": {"prompts": 20, "samples": 2},
     "implicit_prompts": 20,
     "identities": {"beginnings": 6, "samples": 2, "tokens": 12},
@@ -151,8 +151,12 @@ def policy_rows(name, prompts=None):
                             if chat
                             else None
                         ),
-                        reward=float(reward - 0.3 * logit + 0.4 * noise) if k < 2 else None,
-                        monitor=float(monitor - 0.3 * logit + 0.3 * noise) if k < 2 else None,
+                        reward=float(reward - 0.3 * logit + 0.4 * noise)
+                        if k < EVALUATE["reward_samples"]
+                        else None,
+                        monitor=float(monitor - 0.3 * logit + 0.3 * noise)
+                        if k < EVALUATE["reward_samples"]
+                        else None,
                     )
                 )
     return rows

@@ -4,7 +4,7 @@ from synthetic_evaluations import REPORT, SHAPES, policy_rows, row
 
 from stages.lib import toxicity
 from stages.lib.records import Evaluated
-from stages.lib.reporting import comparison, signs, wording
+from stages.lib.reporting import comparison, judging, signs, wording
 from stages.lib.reporting.comparison import Margins, Plan, Scoring
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
@@ -98,7 +98,7 @@ def test_a_policy_against_itself_has_no_effect_and_is_not_shown(rows):
     primary = effect["independent"]["emt"]
     assert (primary["value"], primary["low"], primary["high"], primary["p"]) == (0, 0, 0, 1)
     estimates = {"baseline": effect_estimates(rows["dpo"]), "dpo": effect_estimates(rows["dpo"])}
-    assert comparison.judge(estimates, "dpo", effect, plan()).word == "not shown"
+    assert judging.judge(estimates, "dpo", effect, plan()).word == "not shown"
 
 
 def effect_estimates(own):
@@ -231,7 +231,7 @@ def test_a_verdict_follows_the_declared_rule_and_says_why(primary, cost, word, r
         name: {"independent": {"emt": {"value": value}}}
         for name, value in (("baseline", 0.6), ("dpo", 0.3))
     }
-    verdict = comparison.judge(estimates, "dpo", effect, declared)
+    verdict = judging.judge(estimates, "dpo", effect, declared)
     assert verdict.word == word
     assert reason in "; ".join(verdict.reasons).replace("\u00a0", " ")
     assert verdict.number == {"improved": 1, "not shown": 0, "degraded": -1}[word]
@@ -250,42 +250,26 @@ def test_a_cost_without_a_margin_is_not_judged():
     )
     estimates = {name: {"independent": {"emt": {"value": 0.5}}} for name in ("baseline", "dpo")}
     effect = {"independent": {"emt": FELL}, "cost": FREE | DEAR}
-    assert comparison.judge(estimates, "dpo", effect, declared).word == "improved"
+    assert judging.judge(estimates, "dpo", effect, declared).word == "improved"
 
 
 def test_refusals_that_nobody_measured_are_refused_rather_than_passed():
     estimates = {name: {"independent": {"emt": {"value": 0.5}}} for name in ("baseline", "dpo")}
     cost = {name: effect for name, effect in FREE.items() if name != "refusals"}
     with pytest.raises(RecordError, match=r"margins.refusals cannot be judged: set 'benign'"):
-        comparison.judge(estimates, "dpo", {"independent": {"emt": FELL}, "cost": cost}, plan())
+        judging.judge(estimates, "dpo", {"independent": {"emt": FELL}, "cost": cost}, plan())
 
 
 def test_the_synthetic_policies_get_the_verdicts_they_were_made_for(rows):
     declared = plan()
     estimates = {name: effect_estimates(own) for name, own in rows.items()}
     verdicts = {
-        name: comparison.judge(
+        name: judging.judge(
             estimates, name, effect_of(rows[name], rows["baseline"], declared), declared
         ).word
         for name in ("unquantised", "dpo")
     }
     assert verdicts == {"unquantised": "not shown", "dpo": "improved"}
-
-
-# --- control ---
-
-
-def test_the_best_of_several_equals_the_value_worked_by_hand():
-    # p0: the scorer likes the second (0 < 2), whose independent score is .3; p1: both tie at 0,
-    # so they share: (.2 + .6) / 2 = .4; mean .35
-    def one(prompt, index, words, score):
-        scores = {"profanity_check": score, "vader_negative": 0.0, "words": words}
-        return Evaluated(**row(prompt, index, scores=scores))
-
-    own = [one("p0", 0, 2.0, 0.1), one("p0", 1, 0.0, 0.3), one("p1", 0, 0.0, 0.2)]
-    own.append(one("p1", 1, 0.0, 0.6))
-    found = comparison.best_of(own, "words", "profanity_check", plan())
-    assert found.at(np.ones((1, 2)))[0] == pytest.approx(0.35)
 
 
 # --- signs of over-optimisation ---

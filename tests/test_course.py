@@ -62,6 +62,16 @@ def test_states_are_asked_the_same_and_stand_in_order():
     assert gaps == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
+def test_a_change_is_paired_with_the_baseline_s_answers_to_the_same_prompts():
+    # all noise is the same at every state, so that its difference has none
+    found = follow([(0.4, 0.0, 0.0), (0.3, 0.5, 1.0), (0.2, 0.8, 4.0)])
+    for state, harm, reward in zip(found["states"], (0, -0.1, -0.2), (0, 0.5, 0.8), strict=True):
+        for name, value in (("harm", harm), ("proxy", reward), ("monitor", 0)):
+            change = state["change"][name]
+            ends = [change[key] for key in ("low", "value", "high")]
+            assert ends == pytest.approx([value] * 3)
+
+
 def test_without_snapshots_there_is_no_course():
     assert course.follow(rows(0, 0, 0), [], rows(0, 0, 0), 4, PLAN, SCORING, seed=1) is None
 

@@ -24,7 +24,7 @@ from synthetic_evaluations import (
 
 from stages import report
 from stages.lib.records import Evaluated
-from stages.lib.reporting import explorer, figures
+from stages.lib.reporting import explorer, figures, tables
 from stages.lib.reporting import page as report_page
 from stages.lib.reporting.comparison import Scoring
 from stages.lib.reporting.numerals import breakable
@@ -181,21 +181,22 @@ def test_a_policy_is_followed_from_the_baseline_to_its_end(world):
     assert states["0"]["distance"] == 0
     assert {"alpha", "beta", "n"} <= found["dpo"]["fit"]["proxy"].keys()
     page = (world["out"] / "report.html").read_text(encoding="utf-8")
-    assert "figure-course-harm" in page
+    assert states["20"]["change"]["harm"]["high"] < 0 == states["0"]["change"]["harm"]["value"]
+    assert "dpo is least toxic at its end" in page
     assert "the reward rose while the independent scorer got worse" in page
 
 
 def test_quarters_of_margins_stand_in_the_order_to_read_them_in():
     parts = {key: {"accuracy": 0.5, "n": 1} for key in ("large", "largest", "small", "smallest")}
-    found = report_page._quality("reward", {"by_margin": parts})["by_margin"]
+    found = tables.quality("reward", {"by_margin": parts})["by_margin"]
     assert [row["margin"] for row in found] == ["smallest", "small", "large", "largest"]
 
 
 def test_ratings_that_nobody_could_be_given_are_one_line():
     alike = {who: {"refused": "one sampler only", "comparisons": 9} for who in ("all", "judge")}
-    assert report_page._ratings(alike) == [("all", "not rated: one sampler only")]
+    assert tables.ratings(alike) == [("all", "not rated: one sampler only")]
     other = alike | {"judge": {"refused": "two parts", "comparisons": 9}}
-    assert len(report_page._ratings(other)) == 2
+    assert len(tables.ratings(other)) == 2
 
 
 def test_an_effect_is_the_difference_of_the_two_policies(world):
@@ -330,9 +331,144 @@ def test_every_figure_is_data_that_a_script_reads(page):
         if a.get("type") == "application/json"
     }
     assert wanted == [name for name in blocks if name.startswith("figure-")]
-    for name in ("distribution", "paired-1", "categories", "frontier-toxicity", "frontier-reward",
-                 "agreement", "calibration-reward", "calibration-monitor", "curve-0"):  # fmt: skip
+    for name in ("distribution", "paired-1", "categories", "frontier-harm", "frontier-proxy",
+                 "frontier-monitor", "agreement", "calibration-reward", "calibration-monitor",
+                 "training-2-0"):  # fmt: skip
         assert blocks[f"figure-{name}"]["data"], name
+
+
+def figure(page, name):
+    """The data of one picture of the page."""
+    elements = Elements(page)
+    kinds = [a for tag, a in elements.found if tag == "script"]
+    texts = {a.get("id"): text for a, text in zip(kinds, elements.scripts, strict=True)}
+    return json.loads(texts[f"figure-{name}"])
+
+
+def test_the_frontier_has_every_policy_its_states_and_the_choice_without_training(world, page):
+    found = json.loads((world["out"] / "comparison.json").read_text())
+    wanted = {
+        "harm": ("independent", "mean"), "proxy": ("reward", "reward"),
+        "monitor": ("reward", "monitor"),
+    }  # fmt: skip
+    for score, (group, metric) in wanted.items():
+        traces = {one["name"]: one for one in figure(page, f"frontier-{score}")["data"]}
+        assert {"baseline", "unquantised", "dpo", "best of n"} <= traces.keys()
+        assert all(one["x"][0] == 0 for one in traces.values())  # all start at the baseline
+        assert traces["baseline"]["y"] == [0]
+        dpo, states = traces["dpo"], found["courses"]["dpo"]["states"]
+        assert dpo["text"][1:] == ["step 10", "step 20", "as it ended"]
+        changes = [states[step]["change"][score]["value"] for step in ("10", "20")]
+        effect = found["effects"]["dpo"][group][metric]
+        assert dpo["y"][1:] == pytest.approx([*changes, effect["value"]], abs=1e-4)
+        assert dpo["error_y"]["array"][-1] == pytest.approx(
+            effect["high"] - effect["value"], abs=2e-4
+        )
+        end = found["policies"]["dpo"]["cost"]["kl_exact"]
+        assert dpo["x"][-1] == pytest.approx(end["value"] ** 0.5, abs=1e-4)
+        assert dpo["error_x"]["array"][-1] == pytest.approx(
+            end["high"] ** 0.5 - end["value"] ** 0.5, abs=2e-4
+        )
+        assert traces["unquantised"]["text"][1:] == ["as it ended"]
+        choice = found["controls"]["best_of_reward"]
+        assert traces["best of n"]["text"][1:] == ["n = 2", "n = 4"]
+        assert traces["best of n"]["y"][1:] == pytest.approx(
+            [choice[n]["change"][score]["value"] for n in ("2", "4")], abs=1e-4
+        )
+        assert traces["best of n"]["x"][1:] == pytest.approx(
+            [choice[n]["kl"] ** 0.5 for n in ("2", "4")], abs=1e-4
+        )
+
+
+def test_the_frontier_is_read_without_colours(page):
+    traces = [one for one in figure(page, "frontier-harm")["data"] if "marker" in one]
+    shapes = {one["name"]: one["marker"]["symbol"] for one in traces}
+    # what the last mark is: a policy's is filled, and no two policies have the same
+    ends = [own if isinstance(own, str) else own[-1] for own in shapes.values()]
+    assert len(set(ends)) == len(ends) == 4
+    assert not any(
+        end.endswith("-open") for name, end in zip(shapes, ends, strict=True) if name != "best of n"
+    )
+    assert all(one.endswith("-open") for one in shapes["dpo"][:-1])
+    dashes = {one["name"]: one["line"].get("dash", "solid") for one in traces if "line" in one}
+    assert [name for name, dash in dashes.items() if dash != "solid"] == ["best of n"]
+
+
+def test_without_states_rewards_and_answers_scored_by_them_the_frontier_is_of_toxicity_alone(
+    copied,
+):
+    for path in copied["evaluations"].rglob("*.jsonl"):
+        if path.name == "snapshots.jsonl":
+            path.write_text("")
+        elif path.name == "answers.jsonl":
+            rows = [json.loads(line) for line in path.open()]
+            write_lines(path, [{**one, "reward": None, "monitor": None} for one in rows])
+    run(copied)
+    text = (copied["out"] / "report.html").read_text()
+    assert "figure-frontier-proxy" not in text
+    traces = figure(text, "frontier-harm")["data"]
+    assert [one["name"] for one in traces] == ["baseline", "unquantised", "dpo"]
+    assert "Of n answers that" not in text
+    assert (
+        json.loads((copied["out"] / "comparison.json").read_text())["controls"]["best_of_reward"]
+        == {}
+    )
+
+
+def test_the_best_of_n_stands_in_a_table_and_in_the_markdown(world, page):
+    choice = json.loads((world["out"] / "comparison.json").read_text())["controls"][
+        "best_of_reward"
+    ]
+    assert list(choice) == ["1", "2", "4"]
+    told = " ".join(breakable(" ".join(Elements(page).text)).split())
+    assert "exactly that only where no two answers tie" in told
+    harm, change = choice["4"]["harm"], choice["4"]["change"]["harm"]
+    line = f"{harm['value']:.3f} [{harm['low']:.3f}, {harm['high']:.3f}]"
+    delta = f"−{-change['value']:.3f} [−{-change['low']:.3f}, −{-change['high']:.3f}]"
+    assert f"4 0.64 {line} Δ {delta}" in told
+    markdown = (world["out"] / "report.md").read_text()
+    assert f"at most 0.64 nats from baseline: mean toxicity {line} (Δ {delta})" in markdown
+
+
+# --- curves of training ---
+
+PPO_CURVES = (
+    "step,loss,score,proxy,monitor,kl_sequence,kl_sequence_se,kl_token,learning_rate,entropy\n"
+    "0,nan,nan,0.1,0.2,nan,nan,nan,nan,nan\n1,0.5,0.3,nan,nan,0.0,0.0,0.0,3e-05,nan\n"
+    "2,0.4,0.6,0.5,0.4,1.5,0.25,0.1,2e-05,nan\n"
+)
+
+
+def test_each_training_has_its_own_panels_of_whichever_columns_it_has(copied):
+    (copied["align"] / "unquantised.csv").write_text(PPO_CURVES)
+    run(copied)
+    text = (copied["out"] / "report.html").read_text()
+    told = " ".join(Elements(text.split('<section id="training">')[1].split("</section>")[0]).text)
+    assert told.index("unquantised") < told.index("dpo")
+    # the second of policies: three panels to look at first, the rest folded away
+    score = figure(text, "training-1-0")["data"]
+    assert [one["name"] for one in score] == ["score", "proxy", "monitor"]
+    assert score[1]["y"] == [0.1, None, 0.5]
+    assert (
+        len({one["line"]["dash"] for one in score})
+        == len({one["marker"]["symbol"] for one in score})
+        == 3
+    )
+    (kl,) = figure(text, "training-1-1")["data"]
+    assert kl["y"] == [None, 0.0, 1.5]
+    assert kl["error_y"]["array"] == [0.0, 0.0, 0.5]  # two standard errors of .25
+    assert figure(text, "training-1-2")["data"][0]["y"] == [None, 0.5, 0.4]
+    assert figure(text, "training-1-other-0")["data"][0]["name"] == "kl token"
+    assert figure(text, "training-1-other-1")["data"][0]["y"] == [None, 3e-05, 2e-05]
+    assert "figure-training-1-other-2" not in text  # a column without any value, and the errors
+    assert [one["name"] for one in figure(text, "training-2-1")["data"]] == ["accuracy"]
+    assert "figure-training-0-0" not in text  # the baseline was not trained
+
+
+def test_a_run_without_training_says_so(copied):
+    (copied["align"] / "dpo.csv").write_text("step,loss\n")
+    run(copied)
+    assert "No policy of this run was trained." in (copied["out"] / "report.html").read_text()
 
 
 def test_the_scorer_is_said_to_see_swearing_and_not_hate(page):
@@ -435,6 +571,27 @@ def test_every_answer_is_found_by_policy_change_kind_and_text(opened, world):
 
 
 @pytest.mark.browser
+def test_a_folded_picture_fits_its_box_once_it_is_opened(opened):
+    # as in browsers that lay out nothing in a closed box
+    opened.add_style_tag(content="details:not([open]) > .pictures { display: none; }")
+    opened.set_viewport_size({"width": 700, "height": 800})
+    opened.wait_for_timeout(1000)  # plotly has heard of the new width, for what is shown
+    opened.locator("#training details summary").first.click()
+    plot = opened.locator("#training details .plot").first
+    drawn = plot.locator(".main-svg").first
+    opened.wait_for_function(
+        "([a, b]) => Math.abs(a.getBoundingClientRect().width - b.getBoundingClientRect().width) < 2",
+        arg=[plot.element_handle(), drawn.element_handle()],
+    )  # fmt: skip
+
+
+@pytest.mark.browser
+def test_a_telephone_scrolls_the_page_in_one_direction(opened):
+    opened.set_viewport_size({"width": 400, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") == 400
+
+
+@pytest.mark.browser
 def test_answers_of_the_list_are_blurred_text_whatever_they_hold(opened):
     opened.fill("#sought", "onerror")
     assert opened.locator("#list .sample").count() >= 1
@@ -465,8 +622,8 @@ def test_the_markdown_stays_short_and_gives_the_same_numbers(world):
     assert text.count("\n") < 150
     effect = json.loads((world["out"] / "comparison.json").read_text())["effects"]["dpo"]
     assert f"Δ −{abs(effect['independent']['emt']['value']):.3f} [" in text
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {5}
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {5}
 
 
 def test_the_verdict_fits_a_hundred_columns_whatever_the_policy_is_called(copied):

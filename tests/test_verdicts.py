@@ -14,7 +14,7 @@ from synthetic_evaluations import EVALUATE, REPORT, row
 
 from stages.lib import refusals, scorers, toxicity
 from stages.lib.records import Evaluated
-from stages.lib.reporting import comparison
+from stages.lib.reporting import comparison, judging
 from stages.lib.reporting.comparison import Plan, Scoring
 from stages.lib.runtime.schema import check
 
@@ -101,7 +101,7 @@ def verdict(baseline, policy):
         plain[name] = comparison.view(summary, PLAN, SCORING.independent)
     effects = comparison.effects(policy, baseline, SCORING, PLAN, seed=1)
     viewed = comparison.adjusted(comparison.view(effects, PLAN, SCORING.independent), PLAN)
-    found = comparison.judge(plain, "policy", viewed, PLAN)
+    found = judging.judge(plain, "policy", viewed, PLAN)
     return found.word, "; ".join(found.reasons)
 
 

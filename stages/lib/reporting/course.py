@@ -71,9 +71,10 @@ def follow(
         seed: of the bootstrap.
 
     Returns:
-        `states`, one a step kept and both ends, with kl, distance and scores; `fit` of Gao's
-        curve for each score that rose; `alarm`, whether the proxy rose while the independent
-        scorer got worse at two kept steps in a row.
+        `states`, one a step kept and both ends, with kl, distance and scores, and under `change`
+        the scores less those of the baseline, paired by prompt; `fit` of Gao's curve for each
+        score; `alarm`, whether the proxy rose while the independent scorer got worse at two kept
+        steps in a row.
     """
     if not snapshots:
         return None
@@ -90,7 +91,7 @@ def follow(
     states = {step: _state(own, scoring, weights_RN) for step, own in answers.items()}
     ordered = list(states.values())
     return {
-        "states": [_shown(step, state) for step, state in states.items()],
+        "states": [_shown(step, state, ordered[0]) for step, state in states.items()],
         "fit": {name: found for name in SCORES if (found := fit(ordered, name))},
         "alarm": alarm(ordered),
     }
@@ -115,9 +116,10 @@ def _state(answers: toxicity.Answers, scoring: Scoring, weights_RN: Floats) -> S
     }
 
 
-def _shown(step: int, state: State) -> Nested:
+def _shown(step: int, state: State, first: State) -> Nested:
     found: Nested = {"step": step, "distance": math.sqrt(max(state["kl"].value, 0.0))}
-    return found | {name: own.plain() for name, own in state.items()}
+    change = {name: state[name].less(first[name]).plain() for name in SCORES if name in state}
+    return found | {name: own.plain() for name, own in state.items()} | {"change": change}
 
 
 def fit(states: Sequence[State], score: str) -> Nested | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from stages.lib.reporting import numerals
 from stages.lib.reporting.course import fitted
 
 COLOURS = ("#8a8f98", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -18,6 +19,8 @@ COLOURS = ("#8a8f98", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#5
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 RULE = "#9aa0a6"
+ENDS = ("value", "low", "high")
+NOTHING = dict.fromkeys(ENDS, 0.0)
 
 Estimates = Mapping[str, Mapping[str, float]]
 
@@ -45,6 +48,10 @@ class Look:
     def marker(self) -> dict[str, Any]:
         """A plotly marker."""
         return {"color": self.colour, "symbol": self.shape, "size": 10}
+
+
+CHOICE = Look(COLOURS[0], "circle", "dash")
+"""Of what is chosen among the baseline's own answers."""
 
 
 def looks(policies: Sequence[str], baseline: str) -> dict[str, Look]:
@@ -93,7 +100,7 @@ def paired(
     trace = go.Scatter(
         x=_plain(before.values()), y=_plain(after[prompt] for prompt in before), mode="markers",
         name=name, text=list(before),
-        marker={**look.marker, "size": 7, "opacity": 0.65}, showlegend=False,
+        marker={**look.marker, "size": 7, "opacity": 0.8}, showlegend=False,
         hovertemplate="%{text}: %{x:.2f} before, %{y:.2f} after<extra></extra>",
     )  # fmt: skip
     every = [*before.values(), *after.values()]
@@ -104,54 +111,106 @@ def paired(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One state of a policy, or one n of a choice: how far it went, and what that changed."""
+
+    said: str
+    """What it is, for whoever points at it."""
+    kl: Mapping[str, float]
+    """From the baseline, in nats a sequence, with its interval."""
+    change: Mapping[str, float]
+    """Of a score, less the baseline's."""
+
+
 def frontier(
-    drift: Estimates, gained: Estimates, looked: Mapping[str, Look], *, y: str
-) -> dict[str, Any]:
-    """What was gained (y) for how far the policy moved (x, nats a sequence), with intervals."""
-    traces = [
-        go.Scatter(
-            x=[_round(drift[name]["value"])], y=[_round(gained[name]["value"])], name=name,
-            mode="markers", marker={**looked[name].marker, "size": 13},
-            error_x=_bars([drift[name]], looked[name]), error_y=_bars([gained[name]], looked[name]),
-            hovertemplate=f"KL %{{x:.2f}}, {y} %{{y:.3f}}<extra>%{{fullData.name}}</extra>",
-        )
-        for name in drift if name in gained
-    ]  # fmt: skip
-    return _figure(traces, x="KL from the baseline, nats a sequence", y=y, yaxis={"nticks": 6})
-
-
-def course(
-    courses: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]],
+    tracks: Mapping[str, Sequence[Point]],
+    fits: Mapping[str, Mapping[str, Any] | None],
+    choice: Sequence[Point],
     looked: Mapping[str, Look],
-    score: str,
     *,
+    score: str,
     y: str,
 ) -> dict[str, Any]:
-    """A score at each kept state of a training over its distance, and the curve fitted to it."""
-    traces = []
-    for name, (states, fit) in courses.items():
-        own = [state[score] for state in states]
+    """What a score gained over the distance from the baseline, which stands at 0.
+
+    Args:
+        tracks: the states of each policy in order: the last one filled, those before it hollow.
+        fits: the curve that `course.fit` found for a policy, if any.
+        choice: the best of n answers of the baseline, a dashed line.
+        looked: of every policy, the baseline first.
+        score: as `course.SCORES` names it.
+        y: what it is called.
+    """
+    baseline = next(iter(looked))
+    traces = [_origin(baseline, looked[baseline])]
+    traces += [_track(name, points, looked[name], y) for name, points in tracks.items()]
+    if choice:
+        # What it is stands beside each mark: there is no room for a bar across as well.
         traces.append(
-            go.Scatter(
-                x=[_round(state["distance"]) for state in states],
-                y=[_round(e["value"]) for e in own], name=name, mode="markers",
-                text=[f"step {state['step']}" for state in states], marker=looked[name].marker,
-                error_y=_bars(own, looked[name]), showlegend=True,
-                hovertemplate=f"%{{text}}: {y} %{{y:.3f}}, √KL %{{x:.2f}}"
-                "<extra>%{fullData.name}</extra>",
+            _track("best of n", choice, CHOICE, y).update(
+                mode="lines+markers+text", line_dash=CHOICE.dash, error_x=None,
+                marker_symbol=f"{CHOICE.shape}-open", marker_size=8,
+                textposition="bottom left" if score == "harm" else "top left",
             )
         )  # fmt: skip
-        if fit:
-            x, gain = fitted(fit, max(state["distance"] for state in states))
-            sign = -1 if score == "harm" else 1
-            traces.append(
-                go.Scatter(
-                    x=_plain(x), y=_plain(own[0]["value"] + sign * g for g in gain), mode="lines",
-                    line={"color": looked[name].colour, "dash": looked[name].dash, "width": 1.5},
-                    showlegend=False, hoverinfo="skip",
-                )
-            )  # fmt: skip
-    return _figure(traces, x="√KL from the baseline, √nats a sequence", y=y, yaxis={"nticks": 6})
+    curves = [
+        _gao(fit, points, looked[name], score)
+        for name, points in tracks.items() if (fit := fits.get(name))
+    ]  # fmt: skip
+    if curves:
+        traces += [curves[0].update(showlegend=True), *curves[1:]]
+    return _figure(
+        traces, x="√KL from the baseline, √nats a sequence", y=y, shapes=[_horizontal(0.0)],
+        yaxis={"nticks": 6}, height=380,
+    )  # fmt: skip
+
+
+def _origin(baseline: str, look: Look) -> go.Scatter:
+    return go.Scatter(
+        x=[0.0], y=[0.0], name=baseline, mode="markers", marker={**look.marker, "size": 12},
+        hovertemplate="%{fullData.name}<extra></extra>",
+    )  # fmt: skip
+
+
+def _track(name: str, points: Sequence[Point], look: Look, y: str) -> go.Scatter:
+    """The states of one policy, joined from the baseline on; only the last of them is filled."""
+    far = [
+        {end: max(nats, 0.0) ** 0.5 for end, nats in point.kl.items() if end in ENDS}
+        for point in points
+    ]
+    shown = [numerals.interval(point.change, "score", sign=True) for point in points]
+    size = [*(8 for _ in points[1:]), 11]
+    return go.Scatter(
+        x=[0.0, *_plain(distance["value"] for distance in far)],
+        y=[0.0, *_plain(point.change["value"] for point in points)],
+        name=name, legendgroup=name, mode="lines+markers", showlegend=True,
+        text=["", *(point.said for point in points)], customdata=["", *shown],
+        textfont={"size": 11}, line={"color": look.colour, "width": 1.4},
+        # The first is the baseline, which has a mark of its own.
+        marker={
+            "color": look.colour, "size": [0, *size], "opacity": [0, *(1 for _ in points)],
+            "symbol": [*(f"{look.shape}-open" for _ in points), look.shape],
+            "line": {"width": 1.8, "color": look.colour},
+        },
+        error_x=_bars([NOTHING, *far], look),
+        error_y=_bars([NOTHING, *(point.change for point in points)], look),
+        hovertemplate=f"%{{text}}: {y} %{{customdata}}, √KL %{{x:.2f}}"
+        "<extra>%{fullData.name}</extra>",
+    )  # fmt: skip
+
+
+def _gao(fit: Mapping[str, Any], points: Sequence[Point], look: Look, score: str) -> go.Scatter:
+    """The curve fitted to a policy's states, hidden until its name in the legend is clicked.
+
+    Between the states it guesses, and near the baseline wildly.
+    """
+    x, gain = fitted(fit, max(max(point.kl["value"], 0.0) for point in points) ** 0.5)
+    return go.Scatter(
+        x=_plain(x), y=_plain(-g if score == "harm" else g for g in gain), mode="lines",
+        line={"color": look.colour, "dash": look.dash, "width": 1.4}, hoverinfo="skip",
+        name="fitted curves", legendgroup="fitted", showlegend=False, visible="legendonly",
+    )  # fmt: skip
 
 
 def dots(
@@ -199,21 +258,38 @@ def calibration(bins: Sequence[Mapping[str, float]], colour: str = COLOURS[1]) -
     )  # fmt: skip
 
 
-def curve(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float | None]]],
-    looked: Mapping[str, Look],
+def curves(
+    columns: Mapping[str, Sequence[float | None]],
+    steps: Sequence[float],
+    errors: Mapping[str, Sequence[float | None]],
 ) -> dict[str, Any]:
-    """One column of training against the step, for every policy that has it."""
-    traces = [
-        go.Scatter(
-            x=list(steps), y=[None if v is None else _round(v) for v in values], name=name,
-            mode="lines+markers" if len(steps) < 40 else "lines", connectgaps=True,
-            line={"color": looked[name].colour, "dash": looked[name].dash, "width": 2},
-            marker={**looked[name].marker, "size": 5}, showlegend=True,
-        )
-        for name, (steps, values) in lines.items()
-    ]  # fmt: skip
-    return _figure(traces, x="step", y="", height=250, xaxis={"nticks": 6}, yaxis={"nticks": 5})
+    """Columns of one training against the step, on one axis.
+
+    Args:
+        columns: by name; None where a step has no value.
+        steps: of the rows.
+        errors: standard errors of a column, of which two to each side are drawn.
+    """
+    traces = []
+    for i, (name, values) in enumerate(columns.items()):
+        # The baseline's grey is left out, and the first line is whole: most panels have one alone.
+        look = Look(*(of[i % len(of)] for of in (COLOURS[1:], SHAPES[1:], DASHES)))
+        errs = [0.0 if e is None else _round(2 * e) for e in errors.get(name, ())]
+        traces.append(
+            go.Scatter(
+                x=list(steps), y=list(values),
+                name=name.replace("_", " "), connectgaps=True, showlegend=len(columns) > 1,
+                # A column with gaps has few values, which its marks show.
+                mode="lines+markers" if len(steps) < 40 or None in values else "lines",
+                line={"color": look.colour, "dash": look.dash, "width": 2},
+                marker={**look.marker, "size": 6},
+                error_y={"array": errs, "color": look.colour, "thickness": 1, "width": 3}
+                if errs else None,
+                hovertemplate="%{y:.4g} at step %{x}<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+    axis = {"nticks": 5, "exponentformat": "e"}
+    return _figure(traces, x="step", y="", height=230, xaxis={"nticks": 6}, yaxis=axis)
 
 
 def _figure(
@@ -257,6 +333,12 @@ def _bars(estimates: Sequence[Mapping[str, float]], look: Look) -> dict[str, Any
 def _vertical(at: float) -> dict[str, Any]:
     line = {"color": RULE, "width": 1, "dash": "dot"}
     return {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _horizontal(at: float) -> dict[str, Any]:
+    line = {"color": RULE, "width": 1, "dash": "dot"}
+    return {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": at, "y1": at, "line": line,
+            "layer": "below"}  # fmt: skip
 
 
 def _diagonal(low: float, high: float) -> dict[str, Any]:

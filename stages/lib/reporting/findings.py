@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.lib.reporting import numerals
-from stages.lib.reporting.comparison import Nested, Plan, Scoring, Verdict, rounded
+from stages.lib.reporting.comparison import Nested, Plan, Scoring, rounded
+from stages.lib.reporting.judging import Verdict
 from stages.lib.reporting.reading import Shelf
 from stages.lib.reporting.signs import Sign, signs
 from stages.lib.reporting.wording import Shift
@@ -26,8 +27,8 @@ class Findings:
     effects: Mapping[str, Nested]
     """Likewise, of every policy but the baseline."""
     verdicts: Mapping[str, Verdict]
-    controls: Mapping[str, Mapping[str, float]]
-    """Scorer to the mean independent score of the baseline's completions that it likes best."""
+    controls: Mapping[str, Mapping[str, Nested]]
+    """What choosing among the baseline's completions gives, as `controls.found` returns it."""
     maxima: Mapping[str, Mapping[str, float]]
     """By policy, each prompt's highest independent score in the primary set."""
     words: Mapping[str, tuple[list[Shift], list[Shift]]]
@@ -76,7 +77,7 @@ class Findings:
                 "policies": self.estimates,
                 "effects": self.effects,
                 "verdicts": verdicts,
-                "controls": {"best_of": self.controls},
+                "controls": self.controls,
                 "overlap": self.proof,
                 "courses": {
                     name: {

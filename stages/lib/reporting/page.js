@@ -115,6 +115,10 @@
     }
   };
   draw({});
+  // Some browsers lay out nothing in a closed box; the event does not bubble.
+  addEventListener("toggle", ({ target }) => {
+    if (target.open) for (const box of target.querySelectorAll("[data-figure]")) Plotly.Plots.resize(box);
+  }, true);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw({}));
   // Paper has two columns; a plot keeps the width it had on the screen unless it is told.
   addEventListener("beforeprint", () => draw({ width: 300 }));

@@ -5,22 +5,19 @@ from typing import Any
 
 from stages.lib.reporting import figures
 from stages.lib.reporting.comparison import NAMES, Nested
-from stages.lib.reporting.figures import Figure, Look
+from stages.lib.reporting.figures import Figure, Look, Point
 from stages.lib.reporting.findings import Findings, reward_models
 
 
 def drawn(findings: Findings) -> dict[str, list[Figure]]:
     """Return the pictures by section of the page."""
-    plan, estimates = findings.plan, findings.estimates
-    looked = figures.looks(list(findings.policies), plan.baseline)
+    looked = figures.looks(list(findings.policies), findings.plan.baseline)
     return {
         "toxicity": _toxicity_figures(findings, looked),
-        "frontier": _frontier_figures(estimates, looked),
-        "course": _course_figures(findings.courses, looked),
+        "frontier": _frontier_figures(findings, looked),
         "labels": _label_figures(findings.labels),
         "reward": _reward_figures(findings.reward),
         "groups": _group_figures(findings.cards, findings.scoring.independent),
-        "training": _training_figures(findings.curves, looked),
     }
 
 
@@ -65,64 +62,71 @@ def _toxicity_figures(findings: Findings, looked: Mapping[str, Look]) -> list[Fi
     return [*found, Figure("categories", "By kind of prompt", caption, spec)]
 
 
-def _frontier_figures(estimates: Mapping[str, Nested], looked: Mapping[str, Look]) -> list[Figure]:
-    drift = {name: own["cost"]["kl_exact"] for name, own in estimates.items()}
-    emt = {name: own["independent"]["emt"] for name, own in estimates.items()}
-    caption = (
-        "How far each policy moved from the base (across) and what that bought (up). The lower "
-        "left is best: less toxic for little change."
-    )
-    spec = figures.frontier(drift, emt, looked, y="expected maximum toxicity")
-    found = [Figure("frontier-toxicity", "Toxicity against drift", caption, spec)]
-    reward = {n: own["reward"]["reward"] for n, own in estimates.items() if "reward" in own}
-    if reward:
-        caption = (
-            "The reward model's score over the same drift. A reward that climbs here while "
-            "toxicity beside it does not fall is reward hacking."
-        )
-        spec = figures.frontier(drift, reward, looked, y="reward")
-        found.append(Figure("frontier-reward", "Reward against drift", caption, spec))
-    return found
-
-
-COURSES = (
+FRONTIER = (
     (
         "harm",
         "What did each nat buy?",
-        "Mean toxicity by the independent scorer at every state that was kept of a training, over "
-        "the square root of its KL from the base, on the first prompts and completions of the "
-        "primary set. The line is the curve of Gao et al. (2023) fitted to them. Lower is better.",
-        "mean toxicity",
+        ("independent", "mean"),
+        "change of mean toxicity",
+        "Mean toxicity by the independent scorer, less the baseline’s, over the square root of the "
+        "KL from it, with 95 % intervals. Lower left is best: much for little. Filled marks are "
+        "policies as they ended, on all their answers; hollow ones are states on the way, on the "
+        "first prompts and answers. The dashed line chooses, of n answers of the baseline, the one "
+        "that the reward model likes best: no training.",
     ),
     (
         "proxy",
         "What did the reward model see?",
-        "Its score at the same states. Where this rises while toxicity beside it rises too, the "
-        "policy learns the reward model’s mistakes.",
-        "reward",
+        ("reward", "reward"),
+        "change of reward",
+        "Its score of the same answers. Where this rises while toxicity rises too, the policy "
+        "learns the reward model’s mistakes.",
     ),
     (
         "monitor",
         "What did the monitor see?",
+        ("reward", "monitor"),
+        "change of the monitor’s score",
         "The score of a second reward model that learned from other prompts, and that no policy "
-        "is trained on.",
-        "score of the monitor",
+        "is trained on and no answer chosen by.",
     ),
 )
 
 
-def _course_figures(courses: Mapping[str, Nested], looked: Mapping[str, Look]) -> list[Figure]:
+def _frontier_figures(findings: Findings, looked: Mapping[str, Look]) -> list[Figure]:
+    """Every policy and state that was kept, and the choice that needs no training, by score."""
     found = []
-    for score, title, caption, y in COURSES:
-        own = {
-            name: ([s for s in course["states"] if score in s], course["fit"].get(score))
-            for name, course in courses.items()
-        }
-        own = {name: (states, fit) for name, (states, fit) in own.items() if states}
-        if own:
-            spec = figures.course(own, looked, score, y=y)
-            found.append(Figure(f"course-{score}", title, caption, spec))
+    for score, title, where, y, caption in FRONTIER:
+        tracks = {name: _track(findings, name, score, where) for name in findings.effects}
+        tracks = {name: points for name, points in tracks.items() if points}
+        if tracks:
+            fits = {name: own["fit"].get(score) for name, own in findings.courses.items()}
+            choice = _choice(findings.controls["best_of_reward"], score)
+            spec = figures.frontier(tracks, fits, choice, looked, score=score, y=y)
+            found.append(Figure(f"frontier-{score}", title, caption, spec, wide=score == "harm"))
     return found
+
+
+def _track(findings: Findings, name: str, score: str, where: tuple[str, str]) -> list[Point]:
+    """One policy's states on the way, and what it became: on all answers, as in the tables."""
+    group, metric = where
+    kept = findings.courses[name]["states"][1:-1] if name in findings.courses else []
+    found = [
+        Point(f"step {state['step']}", state["kl"], state["change"][score])
+        for state in kept if score in state["change"]
+    ]  # fmt: skip
+    gained = findings.effects[name].get(group, {}).get(metric)
+    if gained:
+        found.append(Point("as it ended", findings.estimates[name]["cost"]["kl_exact"], gained))
+    return found
+
+
+def _choice(control: Mapping[str, Nested], score: str) -> list[Point]:
+    """The best of n answers of the baseline, but for n = 1, which is the baseline itself."""
+    return [
+        Point(f"n = {n}", dict.fromkeys(figures.ENDS, own["kl"]), own["change"][score])
+        for n, own in control.items() if n != "1" and score in own["change"]
+    ]  # fmt: skip
 
 
 AGREEMENT = (
@@ -237,20 +241,3 @@ def _group_figures(cards: Mapping[str, Any], independent: str) -> list[Figure]:
 
 def _figure_of(found: Any) -> float:
     return float(found["value"] if isinstance(found, Mapping) else found)
-
-
-def _training_figures(
-    curves: Mapping[str, Mapping[str, list[float | None]]], looked: Mapping[str, Look]
-) -> list[Figure]:
-    columns = list(dict.fromkeys(c for own in curves.values() for c in own if c != "step"))
-    found: list[Figure] = []
-    for i, column in enumerate(columns):
-        lines = {
-            name: ([float(step) for step in own["step"] if step is not None], own[column])
-            for name, own in curves.items()
-            if column in own and any(value is not None for value in own[column])
-        }
-        if lines:
-            spec = figures.curve(lines, looked)
-            found.append(Figure(f"curve-{i}", column.replace("_", " "), "", spec))
-    return found
