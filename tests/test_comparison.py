@@ -292,7 +292,10 @@ def test_the_best_of_several_equals_the_value_worked_by_hand():
 
 
 def fired(effect, words=(), alarm=False):
-    return {sign.name: sign.fired for sign in signs.signs(effect, words, alarm, plan())}
+    return {
+        sign.name: sign.fired
+        for sign in signs.signs(effect, words, alarm, plan(labelers=["words"]))
+    }
 
 
 def world(**changed):
