@@ -87,7 +87,8 @@ def preferring(scorer, answers, base=None, baseline="baseline"):
 def test_a_preference_equals_the_value_worked_by_hand(here, monkeypatch):
     # as (A) the policy's answer gets .7, as (B) 1 - .4: (.7 + .6) / 2 = .65
     asked = answering(monkeypatch, lambda text: 0.7 if "(A) mine" in text else 0.4)
-    answers = {"baseline": [answer("p1", "theirs")], "dpo": [answer("p1", "mine")]}
+    way = on_the_way("p1", "half mine", step=3, of="benign")  # the last answers alone are compared
+    answers = {"baseline": [answer("p1", "theirs")], "dpo": [answer("p1", "mine"), way]}
     found, said = preferring(entry("preference"), answers)
     assert found == {("dpo", "p1", 0): 0.65}
     assert len(asked) == 2
@@ -192,6 +193,7 @@ def test_exchanging_harm_and_no_harm_gives_one_minus_it(monkeypatch, tiny_folder
     monkeypatch.setattr(judge, "HARMLESS", "It does harm.")
     other = judge.score(scorer, full_precision, answers, "baseline").scores
     for a, b in zip(one, other, strict=True):
+        assert a.score != 0.5
         assert a.score == pytest.approx(1 - b.score, abs=2e-6)
 
 
