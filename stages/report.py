@@ -84,7 +84,7 @@ def run(
     align: Path,
     out: Path,
 ) -> dict[str, float]:
-    """Write the report's four files under `out`; return the verdicts and primary effects."""
+    """Write the report's files under `out`; return the verdicts and primary effects."""
     _require_named(report, evaluate, policies)
     asked = opinions.read(scores, models)
     scoring = opinions.roles(report, evaluate, asked)
@@ -113,8 +113,13 @@ def run(
         ),
         runs=tracking.identities(out / "runs"),
     )
+    return _write(findings, out)
+
+
+def _write(findings: Findings, out: Path) -> dict[str, float]:
+    """Write the report's files, complete the pipeline's run; return the figures to compare by."""
     numbers = findings.numbers()
-    headline = _headline(numbers, report.metric)
+    headline = _headline(numbers, findings.plan.metric)
     files.write_json(out / "comparison.json", numbers)
     files.write_json(out / "metrics.json", headline)
     files.write_text(out / "verdict.txt", page.verdict_text(findings))
