@@ -181,6 +181,11 @@ REWARDS = (
         "pairs where it moved towards the answer that labelers preferred; 50 % is chance",
     ),
 )
+KINDS = {
+    "classifier": "a classifier",
+    "judge": "a judge of harm",
+    "preference": "a judge of preference",
+}
 HALF = 0.5
 """Share of comparisons from which on a judge goes by the place more often than by the text."""
 SCORERS = {
@@ -261,7 +266,7 @@ def described(card: Card) -> str:
     """Say in a sentence what a model that scores is."""
     cut = f"{card.cut} of {card.texts} texts were cut" if card.cut else "none was cut"
     return (
-        f"a {card.kind}, {card.model}, revision {card.revision}, licence {card.licence}. It gives "
+        f"{KINDS[card.kind]}, {card.model}, revision {card.revision}, licence {card.licence}. It gives "
         f"the probability of {card.asks}. It reads {card.reads}; {cut}."
     )
 
