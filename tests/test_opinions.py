@@ -196,6 +196,7 @@ def test_a_classifier_can_be_the_scorer_of_the_verdict(copied):
     assert "Toxicity, independent scorer (roberta)" in text
     assert "Toxicity, second opinion profanity_check" in text
     found = json.loads((copied["out"] / "comparison.json").read_text())
+    assert "identities" not in found["policies"]["dpo"]  # models do not score those
     states = found["courses"]["dpo"]["states"]
     assert states["10"]["harm"]["value"] > states["30"]["harm"]["value"]  # of states on the way too
 

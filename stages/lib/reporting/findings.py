@@ -266,8 +266,8 @@ def described(card: Card) -> str:
     """Say in a sentence what a model that scores is."""
     cut = f"{card.cut} of {card.texts} texts were cut" if card.cut else "none was cut"
     return (
-        f"{KINDS[card.kind]}, {card.model}, revision {card.revision}, licence {card.licence}. It gives "
-        f"the probability of {card.asks}. It reads {card.reads}; {cut}."
+        f"{KINDS[card.kind]}, {card.model}, revision {card.revision}, licence {card.licence}. It "
+        f"gives the probability of {card.asks}. It reads {card.reads}; {cut}."
     )
 
 
