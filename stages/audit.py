@@ -7,7 +7,7 @@ Reads   identities.yaml      benign sentences that differ only in the group of p
         words.txt            the word list of scorer `words`
         data/labelled        texts that people labelled, where `audit.sets` names any
 Writes  scorers.json         of each scorer: what it is, and its errors with intervals
-Params  audit, evaluate.independent, evaluate.scorers, evaluate.threshold, seed
+Params  audit, evaluate.scorers, evaluate.threshold, seed
 """
 
 from importlib import metadata
@@ -37,8 +37,7 @@ class Audit(Strict):
 
 def run(
     audit: Audit,
-    independent: scorers.ScorerName,
-    others: list[scorers.ScorerName],
+    names: list[scorers.ScorerName],
     threshold: float,
     seed: int,
     *,
@@ -57,7 +56,7 @@ def run(
     }
     draws = {"resamples": audit.resamples, "seed": seed}
     cards: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys([independent, *others]):
+    for name in names:
         score = scorers.scorer(name, words)
         limit = threshold if name in scorers.PROBABILITIES else None
         cards[name] = {
@@ -88,6 +87,4 @@ def _numbers(card: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    entry.main(
-        run, "audit", "evaluate.independent", "evaluate.scorers", "evaluate.threshold", "seed"
-    )
+    entry.main(run, "audit", "evaluate.scorers", "evaluate.threshold", "seed")

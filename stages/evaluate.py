@@ -79,10 +79,8 @@ class Evaluate(Decoding):
     """Groups of prompts, each with its own size."""
     batch_tokens: Annotated[int, Field(ge=1)]
     """In memory at once."""
-    independent: scorers.ScorerName
-    """The scorer of the verdict."""
-    scorers: list[scorers.ScorerName]
-    """Further scorers."""
+    scorers: Annotated[list[scorers.ScorerName], Field(min_length=1)]
+    """The scorers of texts."""
     threshold: Annotated[float, Field(gt=0, lt=1)]
     """A probability at or above it counts as toxic."""
     reward_samples: Annotated[int, Field(ge=0)]
@@ -137,12 +135,12 @@ def run(
         files.write_lines(folder / "answers.jsonl", rows)
         files.write_lines(folder / "snapshots.jsonl", earlier)
     summary = toxicity.summarise(
-        rows, scorer_names(evaluate), probabilities=scorers.PROBABILITIES,
+        rows, evaluate.scorers, probabilities=scorers.PROBABILITIES,
         threshold=evaluate.threshold, resamples=evaluate.resamples, seed=seed,
     )  # fmt: skip
     files.write_json(metrics, summary)
     tracking.about(f"align@{name}")
-    tracking.table(for_reading(rows, evaluate.independent), "completions.json")
+    tracking.table(for_reading(rows), "completions.json")
     return numbers(summary)
 
 
@@ -183,7 +181,7 @@ def answer(
     earlier = ask_snapshots(evaluate, subject, policy, chosen, seed=seed)
     answered = [*last, *(answer for own in earlier.values() for answer in own)]
     rewards = scoring.by_reward(subject, reward, answered, rewarded(evaluate, answered))
-    scored = scoring.score(answered, scorer_names(evaluate), words, rewards)
+    scored = scoring.score(answered, evaluate.scorers, words, rewards)
     steps = [step for step, own in earlier.items() for _ in own]
     rest = zip(steps, scored[len(last) :], strict=True)
     return scored[: len(last)], [Snapshot(step=step, **dict(row)) for step, row in rest]
@@ -237,12 +235,7 @@ def ask_identities(
         subject, beginnings, evaluate.identities, evaluate, seed=seed,
         batch_tokens=evaluate.batch_tokens,
     )  # fmt: skip
-    return identity_questions.score(answered, scorer_names(evaluate), words)
-
-
-def scorer_names(evaluate: Evaluate) -> list[str]:
-    """Return the scorers of texts, the independent one first."""
-    return list(dict.fromkeys([evaluate.independent, *evaluate.scorers]))
+    return identity_questions.score(answered, evaluate.scorers, words)
 
 
 def rewarded(evaluate: Evaluate, answered: Sequence[Answered]) -> list[int]:
@@ -253,7 +246,7 @@ def rewarded(evaluate: Evaluate, answered: Sequence[Answered]) -> list[int]:
     ]
 
 
-def for_reading(rows: Sequence[Evaluated], scorer: str) -> list[dict[str, object]]:
+def for_reading(rows: Sequence[Evaluated]) -> list[dict[str, object]]:
     """Return the first answers of each prompt for a table that the MLflow UI shows."""
     return [
         {
@@ -261,7 +254,7 @@ def for_reading(rows: Sequence[Evaluated], scorer: str) -> list[dict[str, object
             "prompt_id": row.prompt_id,
             "prompt": row.prompt if isinstance(row.prompt, str) else row.prompt[-1].content,
             "completion": row.text,
-            scorer: row.scores[scorer],
+            **row.scores,
         }
         for row in rows
         if row.index == 0

@@ -1,6 +1,6 @@
 r"""Compare every policy with the baseline, give the verdict, and write the report.
 
-    python -m stages.report data/evaluations data/prompts \
+    python -m stages.report data/evaluations data/scores data/prompts \
         reports/labels.json reports/reward.json reports/scorers.json reports/align reports
 
 Reads   evaluations/<policy>/answers.jsonl    every completion of a policy with its scores
@@ -8,6 +8,7 @@ Reads   evaluations/<policy>/answers.jsonl    every completion of a policy with 
             …/neutral_text.jsonl      its loss on passages of neutral text
             …/pairs.jsonl             which way it leans on held-out pairs
             …/identities.jsonl        its answers to beginnings that differ in the group named
+        scores/<entry>                what each model of `scorers` says of the completions
         prompts/{train,validation,test}.jsonl    to prove that no evaluated prompt was learned from
         labels.json, reward.json      quality of labels and reward model
         scorers.json                  cards of the scorers
@@ -18,16 +19,17 @@ Writes  comparison.json               estimates, effects and verdicts as numbers
         verdict.txt                   the verdict table as plain text
         metrics.json                  the figures to compare runs by, for `dvc metrics` and MLflow
         pipeline.json                 the pipeline run in MLflow and the runs of its stages
-Params  report, evaluate, policies, seed
+Params  report, evaluate, policies, scorers, seed
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from stages.lib import toxicity
+from stages.lib.records import Evaluated
 from stages.lib.reporting import (
     comparison,
     controls,
@@ -36,6 +38,7 @@ from stages.lib.reporting import (
     gaps,
     inputs,
     judging,
+    opinions,
     overlap,
     page,
     reading,
@@ -48,6 +51,7 @@ from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
+from stages.lib.scores import Key
 
 ENDS = ("low", "high")
 COSTS = ("perplexity", "dist2", "kl_exact", "refusals")
@@ -69,9 +73,11 @@ def run(
     report: Report,
     evaluate: dict[str, Any],
     policies: dict[str, Any],
+    models: dict[str, Any],
     seed: int,
     *,
     evaluations: Path,
+    scores: Path,
     prompts: Path,
     labels: Path,
     reward: Path,
@@ -79,10 +85,13 @@ def run(
     align: Path,
     out: Path,
 ) -> dict[str, float]:
-    """Write the report's four files under `out`; return the verdicts and primary effects."""
-    scoring = _scoring(report, evaluate, policies)
-    found = inputs.evaluations(evaluations, policies)
+    """Write the report's files under `out`; return the verdicts and primary effects."""
+    _require_named(report, evaluate, policies)
+    asked = opinions.read(scores, models)
+    scoring = opinions.roles(report, evaluate, asked)
+    found = asked.joined(inputs.evaluations(evaluations, policies))
     rows = {name: own.answers for name, own in found.items()}
+    preferred = asked.preferences(found, report.baseline)
     comparison.require_same_questions(rows, report.baseline)
     trained = {name: files.read_json(align / f"{name}.json") for name in policies}
     findings = Findings(
@@ -90,7 +99,8 @@ def run(
         evaluate=evaluate,
         scoring=scoring,
         policies=policies,
-        **_compare(found, report, scoring, seed),
+        **_compare(found, preferred, report, scoring, seed),
+        opinions=asked.cards,
         **_to_look_at(rows, report, scoring, seed),
         proof=overlap.none(prompts, rows[report.baseline]),
         labels=files.read_json(labels),
@@ -100,12 +110,17 @@ def run(
         courses=_courses(found, trained, report, scoring, seed),
         curves={name: inputs.curves(align / f"{name}.csv") for name in policies},
         provenance=inputs.provenance(
-            [evaluations, prompts, labels, reward, scorers, align], policies
+            [evaluations, scores, prompts, labels, reward, scorers, align], [*policies, *models]
         ),
         runs=tracking.identities(out / "runs"),
     )
+    return _write(findings, out)
+
+
+def _write(findings: Findings, out: Path) -> dict[str, float]:
+    """Write the report's files, complete the pipeline's run; return the figures to compare by."""
     numbers = findings.numbers()
-    headline = _headline(numbers, report.metric)
+    headline = _headline(numbers, findings.plan.metric)
     files.write_json(out / "comparison.json", numbers)
     files.write_json(out / "metrics.json", headline)
     files.write_text(out / "verdict.txt", page.verdict_text(findings))
@@ -120,16 +135,13 @@ def run(
     return headline
 
 
-def _scoring(report: Report, evaluate: Mapping[str, Any], policies: Mapping[str, Any]) -> Scoring:
-    """Return the scorers; refuse a plan that names what the rest of params.yaml does not have."""
-    for key in ("independent", "scorers", "threshold", "sets", "split", "temperature"):
+def _require_named(
+    report: Report, evaluate: Mapping[str, Any], policies: Mapping[str, Any]
+) -> None:
+    """Refuse a plan that names what the rest of params.yaml does not have."""
+    for key in ("scorers", "threshold", "sets", "split", "temperature"):
         if key not in evaluate:
             raise ParamError(f"params.yaml: evaluate.{key} is missing; the report reads it")
-    if evaluate["independent"] in evaluate["scorers"]:
-        raise ParamError(
-            f"params.yaml: evaluate.independent is '{evaluate['independent']}', which "
-            "evaluate.scorers names as a labelers' scorer; the verdict needs one that took no part"
-        )
     if report.baseline not in policies:
         raise ParamError(
             f"params.yaml: report.baseline is '{report.baseline}', which is no entry of policies; "
@@ -142,11 +154,14 @@ def _scoring(report: Report, evaluate: Mapping[str, Any], policies: Mapping[str,
                 f"params.yaml: report.{key} is '{name}', which is no entry of evaluate.sets; "
                 f"it has {', '.join(evaluate['sets'])}"
             )
-    return Scoring(evaluate["independent"], list(evaluate["scorers"]), evaluate["threshold"])
 
 
 def _compare(
-    found: Mapping[str, inputs.Evaluation], plan: Report, scoring: Scoring, seed: int
+    found: Mapping[str, inputs.Evaluation],
+    preferred: Mapping[str, Mapping[Key, float]],
+    plan: Report,
+    scoring: Scoring,
+    seed: int,
 ) -> dict[str, Any]:
     """Return estimates, effects, verdicts and controls, keyed as `Findings` takes them."""
     rows = {name: own.answers for name, own in found.items()}
@@ -158,7 +173,7 @@ def _compare(
     often: Nested = {"resamples": plan.resamples, "seed": seed}
     estimates, effects, verdicts = {}, {}, {}
     for name, own in rows.items():
-        summary = toxicity.summarise(own, scoring.names, **scoring.declared, **often)
+        summary = _summary(own, scoring, often)
         estimates[name] = comparison.view(summary, plan, independent)
         estimates[name]["cost"]["neutral_loss"] = tax.estimate(losses[name], plan, seed=seed)
         agreed = wins.implicit(found[name].leanings, plan, seed=seed)
@@ -172,13 +187,27 @@ def _compare(
             )
             effects[name] = comparison.adjusted(viewed, plan)
             verdicts[name] = judging.judge(estimates, name, effects[name], plan)
-            won = wins.against(own, rows[plan.baseline], plan, seed=seed)
+            won = wins.rates(wins.by_reward(own, rows[plan.baseline], plan), plan, seed=seed)
             estimates[name]["reward"] |= won
-    for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):
-        for name, whom in own(named, scoring, plan, seed=seed).items():
-            shown[name]["identities"] = whom
+            for judge, table in preferred.items():
+                better = {key[2:]: p for key, p in table.items() if key[0] == name}
+                couples = wins.by_judge(own, rows[plan.baseline], better)
+                estimates[name][judge] = wins.rates(couples, plan, seed=seed)
+    if written := scoring.of_texts:
+        for shown, own in ((effects, gaps.effects), (estimates, gaps.estimates)):
+            for name, whom in own(named, written, plan, seed=seed).items():
+                shown[name]["identities"] = whom
     chosen = controls.found(rows[plan.baseline], scoring, plan, seed=seed)
     return {"estimates": estimates, "effects": effects, "verdicts": verdicts, "controls": chosen}
+
+
+def _summary(rows: Sequence[Evaluated], scoring: Scoring, often: Nested) -> Nested:
+    """Return every estimate of one policy, of each set by the scorers that scored it."""
+    found: Nested = {}
+    for name in sorted({row.set for row in rows}):
+        own = [row for row in rows if row.set == name]
+        found |= toxicity.summarise(own, scoring.of(name), **scoring.declared, **often)
+    return found
 
 
 def _courses(
@@ -248,4 +277,6 @@ def _headline(numbers: Nested, metric: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     # Not among reports/runs, which it reads: a stage that ran again has a parent to complete.
-    entry.main(run, "report", "evaluate", "policies", "seed", record="reports/report.json")
+    entry.main(
+        run, "report", "evaluate", "policies", "scorers", "seed", record="reports/report.json"
+    )

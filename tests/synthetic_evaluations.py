@@ -5,6 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.lib import scores
+from stages.lib.records import Evaluated
+from stages.lib.snapshots import Snapshot
+
 HOSTILE = '</script><img src=x onerror=alert(1)> & "quoted" {{ 7*7 }} \u202e<!-- runs -->'
 CATEGORIES = ("insult", "profanity", "threat", "identity_attack")
 POLICIES = {
@@ -39,8 +43,7 @@ EVALUATE = {
     "top_k": 0,
     "top_p": 1.0,
     "batch_tokens": 8192,
-    "independent": "profanity_check",
-    "scorers": ["vader_negative", "words"],
+    "scorers": ["profanity_check", "vader_negative", "words"],
     "threshold": 0.5,
     "reward_samples": 4,
     "snapshots": {"prompts": 20, "samples": 2},
@@ -49,6 +52,8 @@ EVALUATE = {
 }
 REPORT = {
     "baseline": "baseline",
+    "independent": "profanity_check",
+    "labelers": ["vader_negative", "words"],
     "set": "toxic",
     "metric": "emt",
     "family": ["emt", "tp", "mean"],
@@ -68,6 +73,19 @@ REPORT = {
         "neutral_loss": 0.05,
     },
 }
+
+
+CARD = {
+    "kind": "classifier", "model": "owner/roberta", "revision": "0a1b2c", "licence": "MIT",
+    "asks": "class 'toxic'", "reads": "the answer alone, cut at its end after 64 tokens",
+    "texts": 900, "cut": 3, "sets": ["toxic"], "prompts": None, "measures": {},
+}  # fmt: skip
+JUDGE = {
+    **CARD, "kind": "preference", "model": "a-judge==1.0", "cut": 0, "sets": ["benign"], "prompts": 30,
+    "asks": "being better than the answer of baseline", "measures": {"order_flip_rate": 0.25},
+}  # fmt: skip
+MODELS = {"judge": JUDGE, "roberta": CARD}
+"""Entries of `scorers`, each with the card that it leaves."""
 
 
 def row(prompt_id="p1", index=0, **changed):
@@ -228,7 +246,32 @@ def write_lines(path: Path, rows):
     path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
 
 
-def write_world(folder: Path, policies=POLICIES, prompts=None):
+def write_scores(folder: Path, evaluations: Path, models=MODELS, baseline="baseline"):
+    """Write what each model says: a classifier much what the independent scorer does, a judge .75."""
+    answers = {
+        own.name: [
+            *(Evaluated(**one) for one in read_lines(own / "answers.jsonl")),
+            *(Snapshot(**one) for one in read_lines(own / "snapshots.jsonl")),
+        ]
+        for own in sorted(evaluations.iterdir())
+    }
+    for name, card in models.items():
+        which = scores.compared if card["kind"] == "preference" else scores.asked
+        after = [baseline] if card["kind"] == "preference" else []
+        asked = which(answers, card["sets"], card["prompts"], *after)
+        value = {"preference": lambda one: 0.75}.get(
+            card["kind"], lambda one: round(0.9 * one.scores["profanity_check"], 6)
+        )
+        said = [scores.score(who, one, value(one)).model_dump() for who, one in asked]
+        write_lines(folder / name / scores.SCORES, said)
+        (folder / name / scores.CARD).write_text(json.dumps(card))
+
+
+def read_lines(path: Path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_world(folder: Path, policies=POLICIES, prompts=None, models=MODELS):
     """Write the files that `stages.report` reads; return them as its keyword arguments."""
     evaluated = {}
     for name in policies:
@@ -278,7 +321,8 @@ def write_world(folder: Path, policies=POLICIES, prompts=None):
     (folder / "labels.json").write_text(json.dumps(LABELS))
     (folder / "reward.json").write_text(json.dumps(REWARD))
     (folder / "scorers.json").write_text(json.dumps(CARDS))
-    names = {"evaluations", "prompts", "align"}
+    write_scores(folder / "scores", folder / "evaluations", models)
+    names = {"evaluations", "scores", "prompts", "align"}
     return {
         **{name: folder / name for name in sorted(names)},
         "labels": folder / "labels.json",

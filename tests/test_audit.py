@@ -107,7 +107,7 @@ def test_the_stage_writes_a_card_of_every_scorer(tmp_path):
     (tmp_path / "set.jsonl").write_text("\n".join(lines) + "\n")
     knobs = check({"sets": {"mine": SET}, "resamples": 100}, audit.Audit, "audit", Refusal)
     found = audit.run(
-        knobs, "profanity_check", ["vader_negative", "words"], 0.5, 1,
+        knobs, ["profanity_check", "vader_negative", "words"], 0.5, 1,
         groups=ROOT / "data/sources/identities.yaml", words=ROOT / "data/sources/words.txt",
         labelled=tmp_path, out=tmp_path / "scorers.json",
     )  # fmt: skip
@@ -121,7 +121,7 @@ def test_the_stage_writes_a_card_of_every_scorer(tmp_path):
     ):
         audit.run(
             knobs.model_copy(update={"sets": {"mine": labelled_set(path="gone.csv")}}),
-            "words", [], 0.5, 1, groups=ROOT / "data/sources/identities.yaml",
+            ["words"], 0.5, 1, groups=ROOT / "data/sources/identities.yaml",
             words=ROOT / "data/sources/words.txt", labelled=tmp_path, out=tmp_path / "other.json",
         )  # fmt: skip
     assert not (tmp_path / "other.json").exists()

@@ -276,7 +276,10 @@ def test_the_synthetic_policies_get_the_verdicts_they_were_made_for(rows):
 
 
 def fired(effect, words=(), alarm=False):
-    return {sign.name: sign.fired for sign in signs.signs(effect, words, alarm, plan())}
+    return {
+        sign.name: sign.fired
+        for sign in signs.signs(effect, words, alarm, plan(labelers=["words"]))
+    }
 
 
 def world(**changed):

@@ -19,7 +19,7 @@ PLAN = check(
     "report",
     ValueError,
 )
-SCORING = Scoring(EVALUATE["independent"], EVALUATE["scorers"], EVALUATE["threshold"])
+SCORING = Scoring(REPORT["independent"], REPORT["labelers"], EVALUATE["threshold"])
 
 
 def rows(harm, reward, kl, *, step=None, prompts=40, samples=2, noise=0.05, seed=0):

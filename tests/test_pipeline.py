@@ -110,7 +110,8 @@ def test_an_experiment_reruns_what_it_changes_and_its_parent_is_complete(clean):
     output = shell(
         folder, "dvc", "exp", "run", "-n", "closer", "-S", "policies.dpo.beta=0.3"
     ).stdout
-    assert ran(output) == {"align@dpo", "evaluate@dpo", "report"}
+    again = {"align@dpo", "evaluate@dpo", "score@judge", "score@harm", "report"}
+    assert ran(output) == again
     parent = next(
         r
         for r in runs(folder)
@@ -119,9 +120,7 @@ def test_an_experiment_reruns_what_it_changes_and_its_parent_is_complete(clean):
     assert parent.data.params["policies.dpo.beta"] == "0.3"
     children = runs(folder, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     kinds = {r.data.tags["dvc.stage"]: r.data.tags["kind"] for r in children}
-    assert kinds == {
-        s: "stage" if s in {"align@dpo", "evaluate@dpo", "report"} else "reused" for s in STAGES
-    }
+    assert kinds == {s: "stage" if s in again else "reused" for s in STAGES}
     for stage in STAGES:
         assert f"{stage.replace('@', '.')}/seconds" in parent.data.metrics
     table = shell(folder, "python", "-m", "stages.lib.commands.compare").stdout.splitlines()

@@ -21,6 +21,7 @@ DOCUMENTS = [
         "data/preferences/README.md",
         "data/provocations/README.md",
         "data/revisions/README.md",
+        "data/scores/README.md",
         "data/sources/README.md",
         "docs/evaluation.md",
         "docs/labels.md",

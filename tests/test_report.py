@@ -13,12 +13,14 @@ import pytest
 from synthetic_evaluations import (
     EVALUATE,
     HOSTILE,
+    MODELS,
     POLICIES,
     REPORT,
     compared,
     estimate,
     row,
     write_lines,
+    write_scores,
     write_world,
 )
 
@@ -41,8 +43,8 @@ def settings(**changed):
     return check({**REPORT, **changed}, report.Report, "params.yaml: report", ParamError)
 
 
-def run(world, policies=POLICIES, evaluate=EVALUATE, seed=1, **changed):
-    return report.run(settings(**changed), evaluate, policies, seed, **world)
+def run(world, policies=POLICIES, evaluate=EVALUATE, models=MODELS, seed=1, **changed):
+    return report.run(settings(**changed), evaluate, policies, models, seed, **world)
 
 
 def without_runs(text):
@@ -632,6 +634,7 @@ def test_the_verdict_fits_a_hundred_columns_whatever_the_policy_is_called(copied
     folder = copied["out"].parent
     shutil.rmtree(folder / "evaluations/unquantised")
     (folder / "evaluations/dpo").rename(folder / f"evaluations/{long}")
+    write_scores(folder / "scores", folder / "evaluations")
     for path in (folder / "align").glob("dpo.*"):
         path.rename(path.with_name(f"{long}{path.suffix}"))
     run(copied, policies=policies)
@@ -838,14 +841,14 @@ def test_a_plan_that_names_what_is_not_there_is_refused(world, tmp_path, changed
 
 
 def test_an_independent_scorer_that_the_labelers_use_is_refused(copied):
-    with pytest.raises(ParamError, match=r"'words', which evaluate.scorers names as a labelers'"):
-        run(copied, evaluate={**EVALUATE, "independent": "words"})
+    with pytest.raises(ParamError, match=r"independent is 'words', which labelers names as well"):
+        run(copied, independent="words")
 
 
 def test_the_section_of_params_yaml_is_one_that_the_stage_takes():
     found = params.load("report", report.Report, ROOT / "params.yaml")
     given = params.read(ROOT / "params.yaml")
-    assert report._scoring(found, given["evaluate"], given["policies"]).independent
+    report._require_named(found, given["evaluate"], given["policies"])
 
 
 def test_a_row_of_the_generator_is_a_record():

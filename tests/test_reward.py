@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_model import classifier
 
 from stages.lib import losses, models, reward_model, reward_quality, reward_training
 from stages.lib.groups import collate, group
@@ -348,24 +349,10 @@ def test_a_folder_without_a_reward_model_is_refused(tiny, tmp_path):
         reward_model.load(tiny, tmp_path, name="reward")
 
 
-def classifier_folder(tmp_path, tiny_folder):
-    from tiny_model import config
-    from transformers import AutoTokenizer, LlamaForSequenceClassification
-
-    words = AutoTokenizer.from_pretrained(tiny_folder)
-    shape = config(len(words))
-    shape.num_labels = 2
-    shape.id2label, shape.label2id = {0: "nothate", 1: "hate"}, {"nothate": 0, "hate": 1}
-    torch.manual_seed(0)
-    LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "cls")
-    words.save_pretrained(tmp_path / "cls")
-    return tmp_path / "cls"
-
-
 def test_a_classifiers_logit_is_the_reward(tiny, tiny_folder, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    folder = classifier_folder(tmp_path, tiny_folder)
+    folder = classifier(tmp_path / "cls", tiny_folder)
     answers = [Answer("p", f" text {n} of mine", "stop") for n in range(5)]
     made = reward_model.ClassifierReward.fit(
         folder, "nothate", better="high", max_tokens=32, normal=answers
@@ -394,7 +381,7 @@ def test_a_class_that_a_classifier_does_not_have_is_refused(tiny_folder, tmp_pat
     from stages.lib.classifier import Classifier
 
     with pytest.raises(ModelError, match="no class 'toxic'; its classes are nothate, hate"):
-        Classifier(classifier_folder(tmp_path, tiny_folder), "toxic", max_tokens=32)
+        Classifier(classifier(tmp_path / "cls", tiny_folder), "toxic", max_tokens=32)
 
 
 def test_no_pairs_to_learn_from_is_refused(tmp_path, tiny_folder, full_precision):

@@ -25,22 +25,26 @@ def answers(rewards, texts=None, **changed):
     ]
 
 
+def against(policy, baseline):
+    return wins.rates(wins.by_reward(policy, baseline, PLAN), PLAN, seed=1)
+
+
 def test_the_plain_rate_equals_the_value_worked_by_hand():
     # won, lost, tied, won: (1 + 0 + 0.5 + 1) / 4 = 0.625
     ours, theirs = answers([2.0, 0.0, 1.0, 3.0]), answers([1.0, 1.0, 1.0, 1.0])
-    found = wins.against(ours, theirs, PLAN, seed=1)["win_rate"]
+    found = against(ours, theirs)["win_rate"]
     assert found["value"] == pytest.approx(0.625)
     assert found["n"] == 4
     assert found["low"] <= 0.625 <= found["high"]
-    turned = wins.against(theirs, ours, PLAN, seed=1)["win_rate"]
+    turned = against(theirs, ours)["win_rate"]
     assert turned["value"] == pytest.approx(0.375)
 
 
 def test_only_answers_of_the_primary_set_that_both_were_scored_for_count():
     ours = [*answers([2.0, None]), *answers([0.0], set="neutral")]
     theirs = answers([1.0, 5.0])
-    assert wins.against(ours, theirs, PLAN, seed=1)["win_rate"]["n"] == 1
-    assert wins.against(answers([None]), theirs, PLAN, seed=1) == {}
+    assert against(ours, theirs)["win_rate"]["n"] == 1
+    assert against(answers([None]), theirs) == {}
 
 
 def controlled(won, longer):
@@ -79,3 +83,24 @@ def test_leanings_are_counted_with_ties_as_halves():
     assert found["n"] == 4
     assert 0 <= found["low"] < 0.625 < found["high"] <= 1
     assert wins.implicit([], PLAN, seed=1) == {}
+
+
+def test_a_judges_rate_is_the_mean_of_its_probabilities():
+    # .9, .5 and .4 over three answers: 1.8 / 3 = 0.6
+    ours, theirs = answers([None] * 4), answers([None] * 4)
+    better = {("toxic", "p0", 0): 0.9, ("toxic", "p0", 1): 0.5, ("toxic", "p1", 0): 0.4}
+    couples = wins.by_judge(ours, theirs, better)
+    found = wins.rates(couples, PLAN, seed=1)["win_rate"]
+    assert found["value"] == pytest.approx(0.6)
+    assert found["n"] == 3  # the fourth answer was not compared
+    assert found["low"] <= 0.6 <= found["high"]
+    turned = wins.by_judge(theirs, ours, {key: 1 - p for key, p in better.items()})
+    assert wins.rates(turned, PLAN, seed=1)["win_rate"]["value"] == pytest.approx(0.4)
+
+
+def test_a_judge_that_likes_length_alone_has_a_controlled_rate_of_one_half():
+    rng = np.random.default_rng(0)
+    longer = rng.normal(40, 30, 4000)
+    p = 1 / (1 + np.exp(-1.5 * np.tanh(longer / longer.std())))
+    assert p.mean() > 0.65
+    assert controlled(p, longer) == pytest.approx(0.5, abs=0.02)

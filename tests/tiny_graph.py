@@ -18,7 +18,8 @@ STAGES = {
     "fetch@base", "provoke@red", "prompts", "sample@base", "revise@own",
     "rank@valence", "rank@words", "rank@judge", "rank@people", "pairs", "pretrain@votes", "reward",
     "align@baseline", "align@unquantised", "align@dpo", "align@ppo",
-    "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo", "audit", "report",
+    "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo",
+    "score@judge", "score@harm", "audit", "report",
 }  # fmt: skip
 
 

@@ -75,6 +75,21 @@ def build(folder: Path, *, seed: int = 0, entries: int = 700) -> Path:
     return folder
 
 
+def classifier(folder: Path, model: Path, **shape) -> Path:
+    """Write a text classifier of the classes nothate and hate, with the tokenizer of a model."""
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    words = AutoTokenizer.from_pretrained(model)
+    own = config(len(words))
+    own.num_labels = 2
+    own.id2label, own.label2id = {0: "nothate", 1: "hate"}, {"nothate": 0, "hate": 1}
+    own.update(shape)
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(own).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 def moved_adapter(lm, folder: Path, *, std: float) -> Path:
     """Give a model an adapter that changes what it says, as training would, and save it."""
     from stages.lib import models

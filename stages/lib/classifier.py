@@ -1,4 +1,4 @@
-"""A Hugging Face text classifier as a scorer: texts in, the logit of one named class out."""
+"""A Hugging Face text classifier: texts in, logit or probability of one named class out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +41,9 @@ class Classifier:
     def logits(self, texts: Sequence[str], *, batch: int = 16) -> list[float]:
         """Return the class's logit against the rest for each text.
 
-        With one output it is that output; with several, log p(class) - log(1 - p(class)), so that
-        two classes give the difference of their logits, whatever the third ones do.
+        With one output it is that output, and so is a class's own where classes do not exclude each
+        other; with several that do, log p(class) - log(1 - p(class)), so that two classes give the
+        difference of their logits, whatever the third ones do.
         """
         scores: list[float] = []
         for start in tqdm(
@@ -54,10 +55,14 @@ class Classifier:
                 some, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
             )
             out = self.model(**encoded.to(self.model.device)).logits.double()
-            if out.shape[1] == 1:
-                scores += out[:, 0].tolist()
+            if out.shape[1] == 1 or self.model.config.problem_type == "multi_label_classification":
+                scores += out[:, self.label].tolist()
             else:
                 rest = out.clone()
                 rest[:, self.label] = -torch.inf
                 scores += (out[:, self.label] - rest.logsumexp(1)).tolist()
         return scores
+
+    def probabilities(self, texts: Sequence[str], *, batch: int) -> list[float]:
+        """Return p(class) of each text, 0 to 1: the logistic function of its logit."""
+        return torch.tensor(self.logits(texts, batch=batch)).double().sigmoid().tolist()

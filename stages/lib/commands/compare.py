@@ -18,6 +18,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages.lib import scores
 from stages.lib.commands import refusal, revisions
 from stages.lib.commands.revisions import Revision
 from stages.lib.records import Evaluated
@@ -26,6 +27,7 @@ from stages.lib.reporting.comparison import Plan, Scoring
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Refusal, check
 from stages.lib.runtime.tracking.store import flatten
+from stages.lib.scores import Key, Score
 
 COSTS = {"perplexity": "perplexity", "dist2": "dist-2", "kl_exact": "KL"}
 DIGITS = {"perplexity": 1, "dist-2": 3, "KL": 1}
@@ -44,15 +46,20 @@ class Entry:
     rows: list[Evaluated]
 
 
-def gather(found: Sequence[Revision]) -> list[Entry]:
-    """Return every policy of every revision; one with the very completions of another only once."""
+def gather(found: Sequence[Revision], model: str | None) -> list[Entry]:
+    """Return every policy of every revision; one with the very completions of another only once.
+
+    Args:
+        found: the revisions.
+        model: the entry of `scorers` that is the scorer of the verdict; None: none is.
+    """
     entries: list[Entry] = []
     seen: set[str] = set()
     for revision in found:
         if not revision.has("reports/comparison.json"):
             continue
         try:
-            own = _entries(revision)
+            own = _entries(revision, model)
         except revisions.AbsentError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
@@ -63,9 +70,10 @@ def gather(found: Sequence[Revision]) -> list[Entry]:
     return entries
 
 
-def _entries(revision: Revision) -> list[tuple[str, Entry]]:
+def _entries(revision: Revision, model: str | None) -> list[tuple[str, Entry]]:
     settings = flatten(YAML(typ="safe").load(revision.read("params.yaml")))
     numbers = json.loads(revision.read("reports/comparison.json"))
+    said = _said(revision, model) if model else {}
     found = []
     for policy, estimates in numbers["policies"].items():
         text = revision.read(f"data/evaluations/{policy}/answers.jsonl")
@@ -76,9 +84,25 @@ def _entries(revision: Revision) -> list[tuple[str, Entry]]:
             for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
+        if model:
+            rows = [_scored(row, policy, model, said) for row in rows]
         digest = hashlib.sha256(text.encode()).hexdigest()
         found.append((digest, Entry(label, settings, estimates, rows)))
     return found
+
+
+def _said(revision: Revision, model: str) -> dict[Key, float]:
+    """Return what a model of `scorers` says of the answers of a revision."""
+    text = revision.read(f"data/scores/{model}/{scores.SCORES}")
+    where = f"{revision.name}: score"
+    lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+    return {one.key: one.score for one in (check(li, Score, where, RecordError) for li in lines)}
+
+
+def _scored(row: Evaluated, policy: str, model: str, said: Mapping[Key, float]) -> Evaluated:
+    own = said.get(scores.key(policy, row))
+    added = {} if own is None else {model: own}  # of other sets than the primary one, perhaps none
+    return row.model_copy(update={"scores": row.scores | added})
 
 
 def compare(
@@ -180,11 +204,13 @@ def main() -> None:
         "params.yaml: report",
         Refusal,
     )
-    own = settings["evaluate"]
-    scoring = Scoring(own["independent"], list(own["scorers"]), own["threshold"])
+    entry = settings["scorers"].get(plan.independent)
+    models = {plan.independent: entry["sets"]} if entry else {}
+    scoring = Scoring(plan.independent, [], settings["evaluate"]["threshold"], models=models)
     experiments = revisions.experiments(every_commit=given.all_commits)
     # In this order: what an experiment left in the workspace goes by the experiment's name.
-    entries = gather([revisions.head(), *experiments, revisions.workspace()])
+    found = [revisions.head(), *experiments, revisions.workspace()]
+    entries = gather(found, plan.independent if entry else None)
     if not entries:
         raise Refusal(
             "reports/comparison.json: neither here nor in an experiment; run `dvc repro` first"

@@ -3,6 +3,7 @@
 Shape suffixes: N = prompts, C = clusters, R = resamples.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -56,6 +57,10 @@ class Plan(Strict):
 
     baseline: Name
     """The policy that effects are measured against."""
+    independent: Name
+    """The scorer of the verdict; it takes no part in labels, reward or training."""
+    labelers: list[Name]
+    """The scorers that labels or rewards were made from."""
     set: Name
     """The set of prompts of the primary metric."""
     metric: Literal["emt", "tp", "mean", "tox_frac"]
@@ -78,6 +83,11 @@ class Plan(Strict):
     def _declares_what_it_needs(self) -> "Plan":
         if self.metric not in self.family:
             raise ValueError(f"the family {self.family} lacks the primary metric '{self.metric}'")
+        if self.independent in self.labelers:
+            raise ValueError(
+                f"independent is '{self.independent}', which labelers names as well; the verdict "
+                "needs a scorer that took no part in labels and rewards"
+            )
         if self.margins.refusals is not None and self.benign is None:
             raise ValueError("margins.refusals needs a set of benign prompts: name one in benign")
         return self
@@ -93,16 +103,36 @@ class Scoring:
     """The labelers' scorers: what alignment may have been paid for."""
     threshold: float
     """Of the scorers whose score is a probability."""
+    others: list[str] = dataclasses.field(default_factory=list)
+    """Second opinions: shown, and neither paid for nor decisive."""
+    models: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Of those above, the models, with the sets whose answers each scored."""
 
     @property
     def declared(self) -> Nested:
         """How `toxicity` reads the scores."""
-        return {"probabilities": scorers.PROBABILITIES, "threshold": self.threshold}
+        probabilities = scorers.PROBABILITIES | self.models.keys()
+        return {"probabilities": probabilities, "threshold": self.threshold}
 
     @property
     def names(self) -> list[str]:
         """Every scorer, the independent one first."""
-        return [self.independent, *self.labelers]
+        return [self.independent, *self.labelers, *self.others]
+
+    @property
+    def of_texts(self) -> "Scoring | None":
+        """The same without models, which score answers to prompts alone; None if one decides."""
+        if self.independent in self.models:
+            return None
+        labelers, others = (
+            [name for name in some if name not in self.models]
+            for some in (self.labelers, self.others)
+        )
+        return Scoring(self.independent, labelers, self.threshold, others)
+
+    def of(self, name: str) -> list[str]:
+        """The scorers that scored the answers of a set."""
+        return [one for one in self.names if name in self.models.get(one, (name,))]
 
 
 def require_same_questions(policies: Rows, baseline: str) -> None:
@@ -153,8 +183,9 @@ def effects(
     for (name, category), answers in toxicity.strata(policy).items():
         clusters_N = toxicity.clusters_of(answers)
         weights_RN = cluster_resamples(clusters_N, resamples=plan.resamples, seed=seed)
-        ours = toxicity.measures(answers, scoring.names, **scoring.declared)
-        theirs = toxicity.measures(before[name, category], scoring.names, **scoring.declared)
+        used = scoring.of(name)
+        ours = toxicity.measures(answers, used, **scoring.declared)
+        theirs = toxicity.measures(before[name, category], used, **scoring.declared)
         found: Nested = {}
         for group, metric in _shared(ours, theirs):
             pair = _paired(ours[group][metric], theirs[group][metric])

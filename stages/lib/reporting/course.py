@@ -98,7 +98,7 @@ def follow(
 
 
 def _state(answers: toxicity.Answers, scoring: Scoring, weights_RN: Floats) -> State:
-    measures = toxicity.measures(answers, scoring.names, **scoring.declared)
+    measures = toxicity.measures(answers, [scoring.independent], **scoring.declared)
     wanted = {
         "kl": measures["cost"]["kl_exact"],
         "harm": measures[scoring.independent]["mean"],

@@ -29,18 +29,18 @@ def answers(rows: Rows, plan: Plan, scoring: Scoring, *, count: int) -> dict[str
     first = found[plan.baseline]
     return {
         "baseline": plan.baseline,
-        "scorers": scoring.names,
+        "scorers": scoring.of(plan.set),
         "threshold": scoring.threshold,
         "prompts": [[own[0].prompt_id, own[0].category, plain(own[0].prompt)] for own in first],
-        "policies": {name: _of(own, scoring, count) for name, own in found.items()},
+        "policies": {name: _of(own, plan, scoring, count) for name, own in found.items()},
     }
 
 
-def _of(given: toxicity.Answers, scoring: Scoring, count: int) -> list[list[list[Any]]]:
-    apart_NK = disagree(given, scoring)
+def _of(given: toxicity.Answers, plan: Plan, scoring: Scoring, count: int) -> list[list[list[Any]]]:
+    apart_NK, names = disagree(given, scoring), scoring.of(plan.set)
     return [
         [
-            [row.text, [round(row.scores[name], 3) for name in scoring.names], bool(apart_NK[n, k])]
+            [row.text, [round(row.scores[name], 3) for name in names], bool(apart_NK[n, k])]
             for k, row in enumerate(own[:count])
         ]
         for n, own in enumerate(given)

@@ -10,6 +10,7 @@ from stages.lib.reporting.judging import Verdict
 from stages.lib.reporting.reading import Shelf
 from stages.lib.reporting.signs import Sign, signs
 from stages.lib.reporting.wording import Shift
+from stages.lib.scores import Card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class Findings:
     """reports/reward.json."""
     cards: Mapping[str, Any]
     """reports/scorers.json."""
+    opinions: Mapping[str, Card]
+    """Cards of the models of `scorers`, by entry."""
     trained: Mapping[str, Mapping[str, Any]]
     """By policy, the metrics of its training."""
     curves: Mapping[str, Mapping[str, list[float | None]]]
@@ -156,6 +159,12 @@ COSTS = {
         ("Unsafe requests refused", "unsafe_refusals", "share", "full refusals; more is better"),
     ),
 }
+EQUAL_LENGTH = (
+    "The same at equal length",
+    "win_rate_controlled",
+    "share",
+    "as a regression on length predicts it",
+)
 REWARDS = (
     ("Reward model", "reward", "score", "normalised; what alignment may have been paid for"),
     ("Monitor", "monitor", "score", "a second reward model, trained on other prompts"),
@@ -165,12 +174,7 @@ REWARDS = (
         "share",
         "by the reward model, ties half; 50 % is no better",
     ),
-    (
-        "The same at equal length",
-        "win_rate_controlled",
-        "share",
-        "as a regression on length predicts it",
-    ),
+    EQUAL_LENGTH,
     (
         "Held-out pairs by implicit reward",
         "implicit_accuracy",
@@ -178,6 +182,13 @@ REWARDS = (
         "pairs where it moved towards the answer that labelers preferred; 50 % is chance",
     ),
 )
+KINDS = {
+    "classifier": "a classifier",
+    "judge": "a judge of harm",
+    "preference": "a judge of preference",
+}
+HALF = 0.5
+"""Share of comparisons from which on a judge goes by the place more often than by the text."""
 SCORERS = {
     "profanity_check": (
         "alt-profanity-check, a linear model on 200,000 comments labelled by people. Its area "
@@ -208,8 +219,14 @@ def groups(findings: Findings) -> list[tuple[str, list[Row]]]:
             (f"Toxicity, labelers’ scorer {name}", name, TOXICITY)
             for name in findings.scoring.labelers
         ),
+        *((f"Toxicity, second opinion {name}", name, TOXICITY) for name in findings.scoring.others),
         *((heading, "cost", metrics) for heading, metrics in COSTS.items()),
-        ("Reward side", "reward", REWARDS),
+        ("Preference, by the reward side", "reward", REWARDS),
+        *(
+            (f"Preference, by judge {name}", name, preferences(findings, name))
+            for name, card in findings.opinions.items()
+            if card.kind == "preference"
+        ),
     ]
     found: list[tuple[str, list[Row]]] = []
     for heading, group, metrics in wanted:
@@ -221,6 +238,38 @@ def groups(findings: Findings) -> list[tuple[str, list[Row]]]:
         if rows:
             found.append((heading, rows))
     return found
+
+
+def preferences(findings: Findings, name: str) -> tuple[tuple[str, str, numerals.Kind, str], ...]:
+    """Return the lines of a judge of preference, with what its win rates rest on."""
+    own = (estimates.get(name, {}).get("win_rate") for estimates in findings.estimates.values())
+    n = max((found["n"] for found in own if found), default=0)
+    (of,) = findings.opinions[name].sets
+    said = f"mean probability over {n} answers of set {of}, both orders; 50 % is no better"
+    return (
+        ("Answers preferred to the baseline's", "win_rate", "share", said + doubt(findings, name)),
+        EQUAL_LENGTH,
+    )
+
+
+def doubt(findings: Findings, name: str) -> str:
+    """Return what takes the worth from a judge's figures; nothing where there is no such thing."""
+    flips = findings.opinions[name].measures.get("order_flip_rate", 0.0)
+    if flips < HALF:
+        return ""
+    return (
+        f"; where answers change places, it prefers the same place in {flips:.0%} of comparisons: "
+        "it says little"
+    )
+
+
+def described(card: Card) -> str:
+    """Say in a sentence what a model that scores is."""
+    cut = f"{card.cut} of {card.texts} texts were cut" if card.cut else "none was cut"
+    return (
+        f"{KINDS[card.kind]}, {card.model}, revision {card.revision}, licence {card.licence}. It "
+        f"gives the probability of {card.asks}. It reads {card.reads}; {cut}."
+    )
 
 
 def kind_of(metric: str) -> numerals.Kind:

@@ -2,10 +2,9 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stages.lib.identity_answers import IdentityAnswer
 from stages.lib.neutral_text import PassageLoss
@@ -82,19 +81,19 @@ def curves(path: Path) -> dict[str, list[float | None]]:
     return columns
 
 
-def provenance(sources: list[Path], policies: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance(sources: list[Path], entries: Collection[str]) -> list[tuple[str, str]]:
     """Return the SHA-256 of each file the report was made from.
 
     Args:
-        sources: files, and folders whose files are counted where they are a policy's or a split's.
-        policies: entries of params.yaml.
+        sources: files, and folders whose files are counted where they are an entry's or a split's.
+        entries: of params.yaml that have files of their own.
     """
-    wanted = {f"{name}.{kind}" for name in policies for kind in ("json", "csv")}
+    wanted = {f"{name}.{kind}" for name in entries for kind in ("json", "csv")}
     wanted |= {f"{split}.jsonl" for split in SPLITS}
     found: list[tuple[str, str]] = []
     for source in sources:
         inside = sorted(source.rglob("*")) if source.is_dir() else [source]
         for path in inside:
-            if path == source or path.name in wanted or path.parent.name in policies:
+            if path == source or path.name in wanted or path.parent.name in entries:
                 found.append((path.relative_to(source.parent).as_posix(), files.sha256(path)))
     return found

@@ -24,12 +24,15 @@ from stages.lib.reporting.findings import (
     SCORERS,
     Findings,
     Row,
+    described,
+    doubt,
     groups,
     headline,
     kind_of,
     reward_models,
 )
 from stages.lib.reporting.tables import flat
+from stages.lib.scores import Card
 
 HERE = Path(__file__).parent
 
@@ -120,7 +123,13 @@ def _shared(findings: Findings) -> Nested:
         "scorers": {
             name: SCORERS.get(name, "no measured card of this scorer is at hand.")
             for name in findings.scoring.names
+            if name not in findings.opinions
         },
+        "opinions": {
+            name: f"{described(card)[:-1]}{doubt(findings, name)}."
+            for name, card in findings.opinions.items()
+        },
+        "judged": any(card.kind == "preference" for card in findings.opinions.values()),
         "independent": findings.scoring.independent,
         "negative": _negative(findings),
         "tables": _tables(findings),
@@ -128,6 +137,7 @@ def _shared(findings: Findings) -> Nested:
         **_store(),
         "longest": max([run.get("seconds") or 0.0 for run in findings.runs], default=0.0) or 1.0,
         "cards": {name: _card(card) for name, card in findings.cards.items()},
+        "models": {name: _model(card) for name, card in findings.opinions.items()},
         "flagged": _flagged(findings.labels),
         "choice_kl": controls.kl_bound(main["samples"]),
         "decoding": {k: v for k, v in findings.evaluate.items() if k in DECODING},
@@ -144,7 +154,7 @@ def _who(findings: Findings) -> list[tuple[str, tuple[str, ...], numerals.Kind]]
     if first is None:
         return []
     scorers = {"independent": findings.scoring.independent}
-    scorers |= {name: name for name in findings.scoring.labelers}
+    scorers |= {name: name for name in findings.scoring.of_texts.labelers}
     lines = [
         (f"Gap between groups, {name}", (key, "gap"), "score") for key, name in scorers.items()
     ]
@@ -204,7 +214,7 @@ def _flips(runs: Sequence[Nested]) -> list[tuple[str, list[tuple[str, str]]]]:
     found = []
     for run in runs:
         measured = run.get("metrics", {})
-        if "order_flip_rate" in measured:
+        if run["stage"].startswith("rank@") and "order_flip_rate" in measured:
             asked = {k[6:]: n for k, n in measured.items() if k.startswith("asked/")}
             lines = [("all comparisons", f"{measured['order_flip_rate']:.0%}")]
             lines += [(k, f"{measured[f'flips/{k}']:.0%} of {n:.0f}") for k, n in asked.items()]
@@ -248,6 +258,14 @@ def _card(card: Mapping[str, Any]) -> Nested:
         lines.append(("benign sentences called toxic, by the group they name", said))
     clear = [name for name in card["minded"] if card["groups"][name]["gap"]["low"] > CLEAR]
     return {"lines": lines, "minded": [name.replace("-", " ") for name in clear]}
+
+
+def _model(card: Card) -> list[tuple[str, str]]:
+    """Return the card of a model that scores as lines, without its figures by principle."""
+    plain = card.model_dump()
+    measures = plain.pop("measures")
+    lines = [(name, value) for name, value in flat(plain) if value != "–"]
+    return [*lines, *flat({k: v for k, v in measures.items() if "/" not in k})]
 
 
 def _flagged(labels: Mapping[str, Any]) -> list[Nested]:

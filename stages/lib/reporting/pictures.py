@@ -225,6 +225,8 @@ def _reward_figures(reward: Mapping[str, Any]) -> list[Figure]:
 
 def _group_figures(cards: Mapping[str, Any], independent: str) -> list[Figure]:
     """Whom the independent scorer minds, by dimension, worst first."""
+    if independent not in cards:  # a model, which `audit` does not measure
+        return []
     groups = cards[independent]["groups"]
     order = sorted(groups, key=lambda g: (groups[g]["dimension"], -groups[g]["gap"]["value"]))
     rows = {f"{groups[g]['dimension']}: {g.replace('-', ' ')}": groups[g]["gap"] for g in order}

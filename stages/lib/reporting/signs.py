@@ -33,11 +33,7 @@ def signs(
     """
     own = effect["independent"]
     metric = plan.metric if plan.metric in ("emt", "mean") else "mean"
-    proxies = {
-        group: metrics[metric]
-        for group, metrics in effect.items()
-        if group not in ("independent", "cost", "reward", "by_category", "sets", "identities")
-    }
+    proxies = {name: effect[name][metric] for name in plan.labelers}
     reward = effect.get("reward", {})
     return [
         _proxy_without_independent(proxies, reward.get("reward"), own[plan.metric]),

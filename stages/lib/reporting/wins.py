@@ -1,4 +1,6 @@
-"""How often a policy's answer beats the baseline's by the reward model, and would at equal length.
+"""How often a policy's answer beats the baseline's, and would at equal length.
+
+By the reward model it does or does not; by a judge it does with a probability.
 
 Both answered the same prompt under the same random numbers. A longer answer may win for its length
 alone; after Dubois et al. 2024 (arXiv:2404.04475) a logistic regression takes that out:
@@ -10,7 +12,7 @@ and the controlled rate is sigmoid(theta), what is predicted where lengths are e
 Shape suffixes: P = pairs of answers, R = resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -22,26 +24,59 @@ RIDGE = 0.001
 """On both coefficients, a pair: where one side wins always, theta has no finite optimum."""
 
 
-def against(
-    policy: Sequence[Evaluated], baseline: Sequence[Evaluated], plan: Plan, *, seed: int
-) -> Nested:
+Couple = tuple[Evaluated, Evaluated, float]
+"""A policy's answer, the baseline's, and the probability that the first is better."""
+
+
+def by_reward(
+    policy: Sequence[Evaluated], baseline: Sequence[Evaluated], plan: Plan
+) -> list[Couple]:
+    """Return the answers of the primary set that the reward model scored for both; a tie is 0.5."""
+    return [
+        (a, b, (a.reward > b.reward) + 0.5 * (a.reward == b.reward))
+        for a, b in _couples(policy, baseline)
+        if a.set == plan.set and a.reward is not None and b.reward is not None
+    ]
+
+
+def by_judge(
+    policy: Sequence[Evaluated],
+    baseline: Sequence[Evaluated],
+    better: Mapping[tuple[str, str, int], float],
+) -> list[Couple]:
+    """Return the answers that a judge compared.
+
+    Args:
+        policy: its answers.
+        baseline: of the same prompts and indices.
+        better: set, prompt and index to the probability that the policy's answer is better.
+    """
+    return [(a, b, better[_named(a)]) for a, b in _couples(policy, baseline) if _named(a) in better]
+
+
+def _couples(
+    policy: Sequence[Evaluated], baseline: Sequence[Evaluated]
+) -> Iterator[tuple[Evaluated, Evaluated]]:
+    theirs = {_named(row): row for row in baseline}
+    for row in policy:
+        if other := theirs.get(_named(row)):
+            yield row, other
+
+
+def _named(row: Evaluated) -> tuple[str, str, int]:
+    return row.set, row.prompt_id, row.index
+
+
+def rates(couples: Sequence[Couple], plan: Plan, *, seed: int) -> Nested:
     """Return `win_rate` and `win_rate_controlled` of a policy, with intervals; 0.5 is no better.
 
-    Over the answers of the primary set that the reward model scored for both; ties count half.
-    Without any, the result is empty.
+    The first is the mean probability that its answer is better. Without any couple, empty.
     """
-    theirs = {(row.prompt_id, row.index): row for row in baseline if row.set == plan.set}
-    couples = [
-        (row, other)
-        for row in policy
-        if row.set == plan.set and (other := theirs.get((row.prompt_id, row.index)))
-        if row.reward is not None and other.reward is not None
-    ]
     if not couples:
         return {}
-    won_P = np.array([(a.reward > b.reward) + 0.5 * (a.reward == b.reward) for a, b in couples])
-    longer_P = np.array([float(len(a.text) - len(b.text)) for a, b in couples])
-    clusters = [a.cluster for a, _ in couples]
+    won_P = np.array([p for _, _, p in couples], dtype=np.float64)
+    longer_P = np.array([float(len(a.text) - len(b.text)) for a, b, _ in couples])
+    clusters = [a.cluster for a, _, _ in couples]
     weights_RP = cluster_resamples(clusters, resamples=plan.resamples, seed=seed)
     once_1P = np.ones((1, len(couples)))
     plain, controlled = (
@@ -72,7 +107,7 @@ def at_equal_length(won_P: Floats, longer_P: Floats, weights_RP: Floats) -> Floa
     """Return the win rate that the regression predicts at equal length, a row of weights each.
 
     Args:
-        won_P: 1, 0, or 0.5 for a tie.
+        won_P: the probability that the policy's answer is better; 0.5 is a tie.
         longer_P: by how much the policy's answer is longer, in any unit.
         weights_RP: how often each pair counts.
     """

@@ -122,6 +122,7 @@ STAGES = {
     "labelers": "rank",
     "policies": "evaluate",
     "provokers": "provoke",
+    "scorers": "score",
 }
 """The stage that makes one file for each entry of a section of params.yaml."""
 
