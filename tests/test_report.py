@@ -405,6 +405,7 @@ def test_without_states_rewards_and_answers_scored_by_them_the_frontier_is_of_to
         elif path.name == "answers.jsonl":
             rows = [json.loads(line) for line in path.open()]
             write_lines(path, [{**one, "reward": None, "monitor": None} for one in rows])
+    write_scores(copied["scores"], copied["evaluations"])
     run(copied)
     text = (copied["out"] / "report.html").read_text()
     assert "figure-frontier-proxy" not in text
