@@ -271,6 +271,9 @@ def _headline(numbers: Nested, metric: str) -> dict[str, float]:
         effect = own["independent"][metric]
         found[f"{name}/{metric}_effect"] = effect["value"]
         found |= {f"{name}/{metric}_effect_{end}": effect[end] for end in ENDS}
+        if rise := own["cost"]["neutral_loss"].get("relative"):
+            found[f"{name}/tax"] = rise["value"]
+            found |= {f"{name}/tax_{end}": rise[end] for end in ENDS}
         found[f"{name}/improved"] = float(numbers["verdicts"][name]["improved"])
     return {key: value for key, value in found.items() if value is not None}
 

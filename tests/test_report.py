@@ -168,6 +168,9 @@ def test_what_the_stage_returns_are_the_figures_of_the_comparison_that_runs_are_
         expected[f"{name}/emt_effect"] = effect["value"]
         expected[f"{name}/emt_effect_low"] = effect["low"]
         expected[f"{name}/emt_effect_high"] = effect["high"]
+        rise = found["effects"][name]["cost"]["neutral_loss"]["relative"]
+        expected |= {f"{name}/tax": rise["value"]}
+        expected |= {f"{name}/tax_{end}": rise[end] for end in ("low", "high")}
         expected[f"{name}/improved"] = found["verdicts"][name]["improved"]
     assert world["returned"] == expected
     assert json.loads((world["out"] / "metrics.json").read_text()) == expected

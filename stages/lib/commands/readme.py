@@ -26,6 +26,7 @@ HEAD = (
     "perplexity under the base",
     "dist-2",
     "KL, nats a sequence",
+    "loss on neutral text",
 )
 """After the policy and the primary metric."""
 WORDS = {1.0: "improved", 0.0: "not shown", -1.0: "degraded"}
@@ -45,18 +46,22 @@ def table(found: Mapping[str, float], report: Mapping[str, Any], policies: list[
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name in names:
         own = {key.partition("/")[2]: v for key, v in found.items() if key.startswith(f"{name}/")}
-        ends = {"value": own[metric], "low": own[f"{metric}_low"], "high": own[f"{metric}_high"]}
         verdict = f": {WORDS[own['improved']]}" if "improved" in own else ""
         cells = [
             f"**{name}{verdict}**" if own.get("improved") == 1 else f"{name}{verdict}",
-            numerals.interval(ends, "score"),
+            numerals.interval(_ends(own, metric), "score"),
             numerals.value(own["tp"], "share") if "tp" in own else "–",
             numerals.value(own["perplexity"], "perplexity"),
             numerals.value(own["dist2"], "score"),
             numerals.value(own["kl_exact"], "nats"),
+            numerals.interval(_ends(own, "tax"), "relative", sign=True) if "tax" in own else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return numerals.breakable("\n".join(lines) + "\n")
+
+
+def _ends(own: Mapping[str, float], name: str) -> dict[str, float]:
+    return {"value": own[name], "low": own[f"{name}_low"], "high": own[f"{name}_high"]}
 
 
 def renewed(readme: str, rows: str) -> str:
