@@ -5,7 +5,7 @@ import time
 
 import pytest
 from ruamel.yaml import YAML
-from tiny_graph import STAGES, ran, runs, shell
+from tiny_graph import OF_DPO, STAGES, ran, runs, shell
 
 
 def test_one_command_runs_every_stage_and_ends_with_a_report(graph):
@@ -110,7 +110,7 @@ def test_an_experiment_reruns_what_it_changes_and_its_parent_is_complete(clean):
     output = shell(
         folder, "dvc", "exp", "run", "-n", "closer", "-S", "policies.dpo.beta=0.3"
     ).stdout
-    again = {"align@dpo", "evaluate@dpo", "score@judge", "score@harm", "report"}
+    again = OF_DPO
     assert ran(output) == again
     parent = next(
         r

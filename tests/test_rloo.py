@@ -63,7 +63,7 @@ def tiny_again(lm):
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_it_learns_what_is_rewarded_and_unlearns_what_is_punished(tiny, tmp_path, sign):  # 31
-    knobs = but(learning_rate=5e-2, max_steps=40, samples=16, batch_prompts=6, beta=1e-6)
+    knobs = but(learning_rate=5e-2, max_steps=60, samples=16, batch_prompts=6, beta=1e-6)
     trainer = AskTrainer(tiny, knobs, asks(tiny), seed=0, checkpoints=tmp_path)
     trainer.reward = Planted(sign=sign)
     held_out, manner = asks(tiny, LOOKS), Manner(1.0, 6, 4096)
@@ -75,7 +75,7 @@ def test_it_learns_what_is_rewarded_and_unlearns_what_is_punished(tiny, tmp_path
 
     before = score()
     rows = fit(trainer, tmp_path)
-    assert len(rows) == 40
+    assert len(rows) == 60
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)  # property 9
     assert score() > before + 0.25 * abs(before)
 

@@ -157,7 +157,7 @@ def test_the_entry_in_params_reaches_the_algorithm(sft_task, tmp_path):
     out = tmp_path / "policy"
     found = align.run(
         S, sft_task.base, 1, name="sft", base_folder=sft_task.base_folder, starts_from=sft_task.base_folder, data=sft_task.data,
-        prompts=sft_task.prompts, out=out, metrics=tmp_path / "m.json", curves=tmp_path / "c.csv",
+        prompts=sft_task.prompts, neutral=sft_task.neutral, out=out, metrics=tmp_path / "m.json", curves=tmp_path / "c.csv",
     )  # fmt: skip
     assert json.loads((out / "policy.json").read_text())["algorithm"] == "sft"
     assert json.loads((tmp_path / "m.json").read_text()) == found

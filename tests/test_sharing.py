@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from test_lineage import SYNC, require_complete
-from tiny_graph import STAGES, environment, ran, shell, work_off_queue
+from tiny_graph import OF_DPO, STAGES, environment, ran, shell, work_off_queue
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def test_two_clones_share_a_remote_and_a_server(graph, server, tmp_path):
     assert set(found) == {"0.1", "0.2", "0.4", "0.6"}
     for beta in ("0.2", "0.4", "0.6"):
         own = children(server, found[beta])
-        require_complete(found[beta], own, {"align@dpo", "evaluate@dpo", "report"})
+        require_complete(found[beta], own, OF_DPO)
     names = [p.data.tags["dvc.exp_name"] for beta, p in found.items() if beta != "0.1"]
     table = shell(ann, "python", "-m", "stages.lib.commands.compare").stdout
     assert all(f"{name}/dpo" in table for name in names)
@@ -127,9 +127,9 @@ def test_two_clones_share_a_remote_and_a_server(graph, server, tmp_path):
     said = shell(bob, *on, *SYNC).stdout.splitlines()
     assert said == [f"{name} is there already" for name in ("HEAD", *sorted(names), "workspace")]
     changed = [*on, "dvc", "exp", "run", "-n", "bobs", "-S", "policies.dpo.beta=0.8"]
-    assert ran(shell(bob, *changed).stdout) == {"align@dpo", "evaluate@dpo", "report"}
+    assert ran(shell(bob, *changed).stdout) == OF_DPO
     (his,) = pipelines(server, "tags.`dvc.exp_name` = 'bobs' and tags.kind = 'pipeline'")
-    require_complete(his, children(server, his), {"align@dpo", "evaluate@dpo", "report"})
+    require_complete(his, children(server, his), OF_DPO)
     assert {a.path for a in MlflowClient(server).list_artifacts(his.info.run_id)} >= {"report.html"}
     shell(bob, "dvc", "exp", "push", "-q", "origin", "bobs")
     shell(ann, "dvc", "exp", "pull", "-q", "origin", "bobs")

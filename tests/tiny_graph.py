@@ -21,6 +21,8 @@ STAGES = {
     "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo",
     "score@judge", "score@harm", "audit", "report",
 }  # fmt: skip
+OF_DPO = {"align@dpo", "evaluate@dpo", "score@judge", "score@harm", "report"}
+"""What follows from a parameter of policies.dpo."""
 
 
 def workspace(folder: Path) -> Path:
