@@ -492,6 +492,8 @@ def test_ctrl_c_ends_the_command_cleanly_and_says_where_the_answers_are(tmp_path
         running = subprocess.Popen(
             [sys.executable, "-m", "stages.lib.commands.label", "ann", "--port", "0"], cwd=folder,
             env={**os.environ, "PYTHONPATH": str(world.ROOT)}, stdout=subprocess.PIPE, text=True,
+            # a shell's background job ignores the signal, and what it starts would inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         said = [running.stdout.readline() for _ in range(3)]
         running.send_signal(signal.SIGINT)
