@@ -45,7 +45,7 @@ class Windows:
 
     def __init__(self, browser, url, **options):
         self.context = browser.new_context(viewport={"width": 1200, "height": 900}, **options)
-        self.context.set_default_timeout(5000)
+        self.context.set_default_timeout(30_000)
         self.url, self.asked, self.wrong = url, [], []
         self.context.on("request", lambda request: self.asked.append(request.url))
 
@@ -99,7 +99,7 @@ def submit(page, key="Enter"):
 
 def until(page, selector, text):
     """Wait for a text; the page's policy lets nobody evaluate code in it, a test included."""
-    for _ in range(250):
+    for _ in range(1500):
         found = page.locator(selector).text_content()
         if found.startswith(text):
             return
@@ -309,9 +309,11 @@ def test_an_answer_whose_acknowledgement_was_lost_is_not_written_twice(three, wi
     lost = threading.Event()
 
     def lose(route):
-        route.fetch()
-        lost.set()
-        route.abort()
+        try:
+            route.fetch()
+            lost.set()
+        finally:
+            route.abort()
 
     page.route("**/labels", lose)
     keys(page, "1", "2", "3", "4", "Enter")
