@@ -6,14 +6,14 @@
 # make label   the page on which LABELER=name labels       make label-export  the same as one file
 # make convert labels and pairs to other tools and back    make freeze  keep a policy for the next round
 # make export  a policy to share, with a model card        make readme  the table of results in README.md
-# make harness what alignment cost on standard tasks
+# make harness what alignment cost on standard tasks     make gc     removes old answers from .cache
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: export harness readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
+.PHONY: export gc harness readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
 
 repro: .venv/ready .dvc/config
 	dvc repro
@@ -80,6 +80,10 @@ label-export: .venv/ready
 # make convert ARGS="label-studio-out tasks.json --criterion harmless"
 convert: .venv/ready
 	@python -m stages.lib.commands.convert $(ARGS)
+
+# make gc [DAYS=30]: what .cache keeps of answers and stopped trainings, unused for so long
+gc: .venv/ready
+	@python -m stages.lib.commands.gc --days '$(or $(DAYS),30)'
 
 bench: .venv/ready
 	python tests/bench_memory.py

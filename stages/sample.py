@@ -58,15 +58,14 @@ def run(
     asked = selection.chosen(prompts, sampler.roles, sampler.categories, section="samplers")
     lm = models.load_adapted(model, adapter, base)
     requests = [Request(p.id, encode_prompt(lm, p.body()), sampler.completions) for p in asked]
+    bare = adapter.resolve() == model.resolve()
+    drawn = {"max_tokens": sampler.max_tokens, "seed": seed if bare else own_seed(seed, name)}
+    own = sampling.settings(lm, sampler, **drawn)
+    kept = sampling.kept(model, None if bare else adapter, base, own)
     draws = sampling.sample(
-        lm,
-        requests,
-        sampler,
-        max_tokens=sampler.max_tokens,
-        seed=own_seed(seed, name) if adapter.resolve() != model.resolve() else seed,
-        batch_tokens=sampler.batch_tokens,
-        label=f"sample {name}",
-    )
+        lm, requests, sampler, **drawn,
+        batch_tokens=sampler.batch_tokens, label=f"sample {name}", kept=kept,
+    )  # fmt: skip
     files.write_lines(out, [completion(lm, name, draw) for draw in draws])
     lengths = [len(draw.ids) for draw in draws]
     return {

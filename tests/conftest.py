@@ -1,6 +1,7 @@
 """A tiny model for every test that needs one, and the folder of real data where it is at hand."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def pytest_xdist_make_scheduler(config, log):
             return "graph" if nodeid.startswith(GRAPH) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(request, monkeypatch, tmp_path_factory):
+    """Every test makes what it asks for: nothing is found that another one left."""
+    from stages.lib.runtime import items
+
+    place = tmp_path_factory.getbasetemp() / "items" / f"{id(request.node)}-{time.monotonic_ns()}"
+    monkeypatch.setattr(items, "folder", lambda: place)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,16 @@
 """The graph as dvc.yaml declares it and as the code lives it, for the tests that hold them together."""
 
 import ast
+import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # where this file is run as a script
+
+from stages.lib.runtime import code  # noqa: E402
+
 DECLARED = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 STAGES = {name: stage.get("do", stage) for name, stage in DECLARED.items()}
 
@@ -21,38 +26,9 @@ def edges(name: str) -> set[str]:
     return set().union(*(paths(stage.get(key, [])) for key in ("deps", "outs", "metrics", "plots")))
 
 
-def imports(file: Path) -> set[Path]:
-    """The files of stages/ that one file imports anywhere, in functions too, but not for typing."""
-    found: set[Path] = set()
-    for node in _executed(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            target = ROOT / Path(*name.split("."))
-            both = target.with_suffix(".py"), target / "__init__.py"
-            found |= {f for f in both if f.is_file() and f.stat().st_size}
-    return found
-
-
-def _executed(node):
-    """Every node but those under `if TYPE_CHECKING`."""
-    yield node
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _executed(child)
-
-
 def code_run_by(file: Path) -> set[Path]:
     """Every file of stages/ that running `file` executes, itself included, and the pages it fills."""
-    found, waiting = set(), {file}
-    while waiting:
-        file = waiting.pop()
-        found.add(file)
-        waiting |= imports(file) - found
+    found = code.run_by(file)
     found |= {asset for file in found for asset in assets(file)}
     return {package(file) for file in found}
 

@@ -14,9 +14,10 @@ from graph import (
     code_run_by,
     edges,
     entry_call,
-    imports,
     relative,
 )
+
+from stages.lib.runtime import code
 
 
 def test_every_stage_file_is_a_stage_and_every_stage_a_file():
@@ -86,7 +87,7 @@ def test_stages_do_not_import_each_other_and_lib_imports_no_stage():
     for file in (ROOT / "stages").rglob("*.py"):
         assert not {
             i
-            for i in imports(file) - {file}
+            for i in code.imports(file) - {file}
             if i.parent == ROOT / "stages" and i.stem != "__init__"
         }, file
 

@@ -1,8 +1,10 @@
 """A policy answers prompts, and how far each answer is from what the base would have said."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from stages.lib.models import LanguageModel
 from stages.lib.records import Prompt
 from stages.lib.reward_model import Answer
 from stages.lib.runtime import files
+from stages.lib.runtime.items import Items
 from stages.lib.sampling import Decoding, Draw, Request
 from stages.lib.tokens import TokenSequence, encode_prompt
 
@@ -27,6 +30,9 @@ class Subject:
     reference: LanguageModel
     """The same object where the policy is an adapter on it, or is it."""
     adapter: str | None
+    made_from: tuple[Any, ...] = ()
+    """Folders of base and adapter, and how they are held: what is kept of the answers is kept
+    under these. Of a subject without any nothing is."""
 
     @property
     def is_reference(self) -> bool:
@@ -62,17 +68,19 @@ def open_subject(base_folder: Path, policy_folder: Path, base: Base) -> Subject:
     reference = models.load(base_folder, base)
     if card["algorithm"] == "none":
         if card["quantised"] or base.quantisation == "none":
-            return Subject(reference, reference, None)
-        return Subject(models.load(base_folder, base, quantised=False), reference, None)
+            return Subject(reference, reference, None, (base_folder, None, base))
+        policy = models.load(base_folder, base, quantised=False)
+        return Subject(policy, reference, None, (base_folder, "unquantised", base))
     models.load_adapter(reference, policy_folder, name=POLICY)
-    return Subject(reference, reference, POLICY)
+    return Subject(reference, reference, POLICY, (base_folder, policy_folder, base))
 
 
 def snapshot(subject: Subject, folder: Path, step: int) -> Subject:
     """Return the policy as it was at a step of its training, beside the same reference."""
     name = f"{POLICY}-{step}"
     models.load_adapter(subject.reference, folder, name=name)
-    return replace(subject, adapter=name)
+    base_folder, _, base = subject.made_from
+    return replace(subject, adapter=name, made_from=(base_folder, folder, base))
 
 
 def answer(
@@ -100,29 +108,72 @@ def answer(
     """
     lm = subject.policy
     requests = [Request(p.id, encode_prompt(lm, p.body()), samples) for p in prompts]
-    by_id = {p.id: (p, request) for p, request in zip(prompts, requests, strict=True)}
-    answers: dict[str, list[Answered]] = {p.id: [] for p in prompts}
-    with sampling.Rate(requests, name) as rate:
-        for some in sampling.plan(requests, max_tokens=tokens, batch_tokens=batch_tokens):
-            with models.adapter(lm, subject.adapter):
-                draws, at = sampling.decode(
-                    lm, some, decoding, max_tokens=tokens, seed=seed, states=True
-                )
-            sequences = [TokenSequence(by_id[d.prompt_id][1].ids, d.ids) for d in draws]
-            drifts = drift(subject, sequences, at, temperature=decoding.temperature)
-            for draw, measured in zip(draws, drifts, strict=True):
-                answers[draw.prompt_id].append(
-                    _answered(lm, by_id[draw.prompt_id][0], name, draw, measured)
-                )
-            rate.update(draws)
-    return [answer for own in answers.values() for answer in own]
+    long = {"batch_tokens": batch_tokens, "label": name}
+    drawn = {"max_tokens": tokens, "seed": seed}
+    if subject.is_reference and decoding.is_plain:  # what `sample` drew is not drawn again
+        draws = sampling.sample(
+            lm, requests, decoding, kept=kept_draws(subject, decoding, **drawn), **drawn, **long
+        )
+        found = [Measured(*astuple(d), Divergence(-d.logp, 0.0, 0.0, 0.0)) for d in draws]
+    else:
+        found = sampling.in_batches(
+            requests, partial(measure, subject, decoding, **drawn), Measured.restored,
+            _kept(subject, decoding, **drawn), max_tokens=tokens, **long,
+        )  # fmt: skip
+    asked = {p.id: p for p in prompts}
+    return [_answered(lm, asked[one.prompt_id], name, one) for one in found]
 
 
-def _answered(
-    lm: LanguageModel, prompt: Prompt, name: str, draw: Draw, measured: Divergence
-) -> Answered:
-    text = sampling.text(lm, draw)
-    return Answered(prompt, name, draw.index, text, draw.finish, len(draw.ids), measured)
+@dataclass(frozen=True, slots=True)
+class Measured(Draw):
+    """A draw and its distance from the reference."""
+
+    drift: Divergence
+
+    @classmethod
+    def restored(cls, plain: dict[str, Any]) -> "Measured":
+        """Return what `asdict` made plain."""
+        drift = Divergence(**plain["drift"])
+        return cls(**{**plain, "ids": tuple(plain["ids"]), "drift": drift})
+
+
+def measure(
+    subject: Subject,
+    decoding: Decoding,
+    requests: Sequence[Request],
+    *,
+    max_tokens: int,
+    seed: int,
+) -> list[Measured]:
+    """Draw the answers of one batch and measure them."""
+    with models.adapter(subject.policy, subject.adapter):
+        draws, at = sampling.decode(
+            subject.policy, requests, decoding, max_tokens=max_tokens, seed=seed, states=True
+        )
+    asked = [r.ids for r in requests for _ in r.indices]
+    sequences = [TokenSequence(ids, d.ids) for ids, d in zip(asked, draws, strict=True)]
+    drifts = drift(subject, sequences, at, temperature=decoding.temperature)
+    return [Measured(*astuple(d), far) for d, far in zip(draws, drifts, strict=True)]
+
+
+def kept_draws(subject: Subject, decoding: Decoding, *, max_tokens: int, seed: int) -> Items | None:
+    """Return where the subject's draws are kept; those of a base, where `sample` keeps its own."""
+    if not subject.made_from:
+        return None
+    settings = sampling.settings(subject.policy, decoding, max_tokens=max_tokens, seed=seed)
+    return sampling.kept(*subject.made_from, settings)
+
+
+def _kept(subject: Subject, decoding: Decoding, *, max_tokens: int, seed: int) -> Items | None:
+    if not subject.made_from:
+        return None
+    settings = sampling.settings(subject.policy, decoding, max_tokens=max_tokens, seed=seed)
+    return Items("answers", *subject.made_from, settings, by=Path(__file__))
+
+
+def _answered(lm: LanguageModel, prompt: Prompt, name: str, one: Measured) -> Answered:
+    text = sampling.text(lm, one)
+    return Answered(prompt, name, one.index, text, one.finish, len(one.ids), one.drift)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib import identities, models, sampling, scorers
+from stages.lib import answering, identities, models, sampling, scorers
 from stages.lib.answering import Subject
 from stages.lib.identities import CONTROL, Filled, Group
 from stages.lib.identity_answers import IdentityAnswer
@@ -85,20 +85,19 @@ def answer(
     for q in questions:
         ids = encode_prompt(lm, q.filled.text)
         requests.setdefault(Request(q.filled.template, ids, naming.samples), []).append(q)
-    answers: dict[Question, list[tuple[Question, Draw, str]]] = {q: [] for q in questions}
-    with sampling.Rate(list(requests), "identities") as rate, models.adapter(lm, subject.adapter):
-        for some in sampling.plan(
-            list(requests), max_tokens=naming.tokens, batch_tokens=batch_tokens
-        ):
-            draws, _ = sampling.decode(lm, some, decoding, max_tokens=naming.tokens, seed=seed)
-            # By place: the draws of all groups of a beginning bear the same id.
-            owners = [request for request in some for _ in range(request.samples)]
-            for draw, owner in zip(draws, owners, strict=True):
-                text = sampling.text(lm, draw)
-                for q in requests[owner]:
-                    answers[q].append((q, draw, text))
-            rate.update(draws)
-    return [one for own in answers.values() for one in own]
+    drawn = {"max_tokens": naming.tokens, "seed": seed}
+    with models.adapter(lm, subject.adapter):
+        draws = sampling.sample(
+            lm, list(requests), decoding, **drawn, batch_tokens=batch_tokens, label="identities",
+            kept=answering.kept_draws(subject, decoding, **drawn),
+        )  # fmt: skip
+    said: dict[Question, list[tuple[Question, Draw, str]]] = {q: [] for q in questions}
+    # By place: the draws of all groups of a beginning bear the same id.
+    owners = [request for request in requests for _ in range(request.samples)]
+    for draw, owner in zip(draws, owners, strict=True):
+        for q in requests[owner]:
+            said[q].append((q, draw, sampling.text(lm, draw)))
+    return [one for own in said.values() for one in own]
 
 
 def score(

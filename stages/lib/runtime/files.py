@@ -117,6 +117,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def digest(*inputs: Any) -> str:
+    """Return a SHA-256 in hexadecimal of paths (their content counts) and values (their repr)."""
+    total = hashlib.sha256()
+    for item in inputs:
+        if isinstance(item, Path):
+            for file in sorted(item.rglob("*")) if item.is_dir() else [item]:
+                if file.is_file() and "__pycache__" not in file.parts:
+                    total.update(f"{file.relative_to(item)}:{sha256(file)}\0".encode())
+        else:
+            total.update(f"{item!r}\0".encode())
+    return total.hexdigest()
+
+
+def cache(kind: str) -> Path:
+    """Return the folder of what is kept between runs and is no output of any.
+
+    It lies under DVC_ROOT, so that temporary copies of a repository, which `dvc exp run --temp`
+    makes, share it with the repository.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()) / ".cache" / kind
+
+
 STAGES = {
     "samplers": "sample",
     "labelers": "rank",

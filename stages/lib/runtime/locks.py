@@ -1,9 +1,8 @@
 """Locks between processes of one repository, its temporary copies for experiments included."""
 
-import os
-from pathlib import Path
-
 from filelock import FileLock, Timeout
+
+from stages.lib.runtime import files
 
 
 def take(name: str, taken: str) -> FileLock:
@@ -13,7 +12,7 @@ def take(name: str, taken: str) -> FileLock:
         name: what is locked.
         taken: printed where another process holds it, while this one waits.
     """
-    place = Path(os.environ.get("DVC_ROOT") or ".") / ".cache/locks" / name
+    place = files.cache("locks") / name
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place)
     try:
