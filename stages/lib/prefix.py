@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from stages.lib import attention
 from stages.lib.models import LanguageModel
 from stages.lib.tokens import TokenSequence
 
@@ -49,8 +50,14 @@ class Prefix:
         return hidden_BTD
 
 
-def prefill(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> Prefix:
-    """Read each prompt once; `select` then makes as many rows of it as it has completions."""
+def prefill(lm: LanguageModel, prompts: Sequence[tuple[int, ...]], *, room: int = 0) -> Prefix:
+    """Read each prompt once; `select` then makes as many rows of it as it has completions.
+
+    Args:
+        lm: that reads.
+        prompts: token ids.
+        room: for tokens that are read one by one, without gradients; 0 where gradients flow.
+    """
     width = max(map(len, prompts))
     pads = [width - len(ids) for ids in prompts]
     ids_PT = torch.tensor(
@@ -59,7 +66,9 @@ def prefill(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> Prefix:
     )
     prefix = Prefix(
         lm,
-        DynamicCache(config=lm.model.config),
+        attention.roomy_cache(lm.model.config, room=room)
+        if room
+        else DynamicCache(config=lm.model.config),
         torch.empty(0),
         torch.tensor(pads, device=lm.device),
         0,

@@ -36,6 +36,10 @@ ROWS = 64
 processor's cache, and are small enough for the C library to use again and not give back."""
 
 
+WORTH_KEEPING = 7 / 8
+"""Share of rows still going on at which those that ended are left out: that copies the rest."""
+
+
 class Decoding(Strict):
     """How the next token is drawn."""
 
@@ -245,24 +249,28 @@ def decode(
     """
     owners = [(r.prompt_id, i) for r in requests for i in r.indices]
     rows = [p for p, r in enumerate(requests) for _ in r.indices]
-    prefix = prefill(lm, [r.ids for r in requests])
+    prefix = prefill(lm, [r.ids for r in requests], room=max_tokens)
     prefix.select(torch.tensor(rows, device=lm.device))
     keys_B = torch.tensor([row_key(seed, *owner) for owner in owners], device=lm.device)
     alive_B = torch.arange(len(owners), device=lm.device)  # row of the batch to original row
+    going_B = torch.ones_like(alive_B, dtype=torch.bool)
     ends = torch.tensor(lm.eos_ids, device=lm.device)
     steps: list[Positions] = []
     logps = torch.zeros(len(owners), dtype=torch.float64)
     for step in range(max_tokens):
         token_B, logp_B = _next_tokens(lm, prefix.hidden_BD, decoding, keys_B, step)
-        steps.append(Positions(prefix.hidden_BD if states else token_B, token_B, alive_B))
-        logps[alive_B.cpu()] += logp_B.double().cpu()
-        going_B = ~torch.isin(token_B, ends)
-        if step + 1 == max_tokens or not bool(going_B.any()):
+        hidden_BD = prefix.hidden_BD if states else token_B
+        steps.append(Positions(hidden_BD[going_B], token_B[going_B], alive_B[going_B]))
+        logps.index_add_(0, alive_B[going_B].cpu(), logp_B[going_B].double().cpu())
+        going_B &= ~torch.isin(token_B, ends)
+        left = int(going_B.sum())
+        if step + 1 == max_tokens or not left:
             break
-        if not bool(going_B.all()):
+        if left <= len(going_B) * WORTH_KEEPING:
             keep = going_B.nonzero().squeeze(1)
             prefix.select(keep)
             alive_B, keys_B, token_B = alive_B[keep], keys_B[keep], token_B[keep]
+            going_B = going_B[keep]
         prefix.read(token_B[:, None])
     at = _by_owner(steps)
     draws = _draws(lm, owners, at, logps.tolist())
