@@ -182,8 +182,9 @@ class StageRun:
         except Exception as error:  # whatever a client or server throws, the stage goes on
             self._broken = True
             print(
-                f"MLflow at {store.shown()} does not take this run ({store.first_line(error)}); "
-                "the stage goes on without it, and `make sync` logs it later",
+                f"MLflow at {store.shown(store.uri())} does not take this run "
+                f"({store.first_line(error)}); the stage goes on without it, and `make sync` "
+                "logs it later",
                 file=sys.stderr,
             )
 

@@ -41,9 +41,9 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root()}/mlflow.db"
 
 
-def shown() -> str:
-    """Return where runs go as it may be printed: without a user and a password."""
-    return re.sub(r"//[^/@]*@", "//", uri())
+def shown(text: str) -> str:
+    """Return a text as it may be printed: addresses in it lose their user and password."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 class StoreError(Refusal):
@@ -62,12 +62,12 @@ def answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise StoreError(f"MLflow at {shown()}: {first_line(error)}") from error
+        raise StoreError(f"MLflow at {shown(uri())}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
     """Return what an error says, at most 200 characters of it."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return shown(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
