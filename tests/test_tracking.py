@@ -2,6 +2,7 @@
 
 import pytest
 
+from stages.lib.commands import revisions, sync
 from stages.lib.runtime.schema import Strict
 from stages.lib.runtime.tracking import lineage, store
 
@@ -61,6 +62,17 @@ def test_a_password_in_the_address_of_the_server_is_not_printed(address, shown):
     assert store.shown(address) == shown
     error = OSError(f"no answer from {address} in 5 s")
     assert store.first_line(error) == f"no answer from {shown} in 5 s"
+
+
+def test_sync_says_in_one_line_that_the_server_is_away(connection, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
+    monkeypatch.setattr("sys.argv", ["sync"])
+    monkeypatch.setattr(revisions, "head", revisions.workspace)
+    monkeypatch.setattr(revisions, "experiments", lambda **_: [])
+    assert sync.main() == 1
+    said = capsys.readouterr().err
+    assert said.startswith("StoreError: MLflow at http://127.0.0.1:9: API request to http://127")
+    assert said.count("\n") == 1
 
 
 def test_equal_params_are_equal_text():

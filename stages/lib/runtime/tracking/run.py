@@ -181,6 +181,7 @@ class StageRun:
             act()
         except Exception as error:  # whatever a client or server throws, the stage goes on
             self._broken = True
+            store.hurry()
             print(
                 f"MLflow at {store.shown(store.uri())} does not take this run "
                 f"({store.first_line(error)}); the stage goes on without it, and `make sync` "

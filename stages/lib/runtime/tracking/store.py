@@ -31,6 +31,11 @@ BATCH = 100  # params that a server takes in one call
 LONGEST = 6000  # characters of a param that it takes
 
 
+def hurry() -> None:
+    """Wait 2 s for each answer from now on: who does not answer once seldom does a moment later."""
+    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+
+
 def root() -> Path:
     """The main repository, also inside the temporary copies that `dvc exp run` works in."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
