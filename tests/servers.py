@@ -34,7 +34,7 @@ def free_port() -> int:
 @contextmanager
 def postgres() -> Iterator[str]:
     """Address of a PostgreSQL of one's own; it refuses to run as root."""
-    pytest.importorskip("psycopg", reason="needs psycopg[binary]")
+    pytest.importorskip("psycopg", reason="needs psycopg[binary] (extra: team)")
     found = shutil.which("pg_ctl") or next(
         map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)), None
     )
@@ -114,6 +114,7 @@ def running(server: Server) -> Iterator[Server]:
 def bucket(folder: Path) -> Iterator[Any]:
     """A client of an S3 store in which there is the bucket `plumbline`; `.url` is its address."""
     boto3 = pytest.importorskip("boto3", reason="needs boto3 (extra: team)")
+    pytest.importorskip("dvc_s3", reason="needs dvc-s3 (extra: team)")
     pytest.importorskip("moto", reason="needs moto[s3] (extra: dev)")
     with running(Server(["moto.server"], "/moto-api/", folder)) as server:
         client = boto3.client(
