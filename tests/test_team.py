@@ -172,7 +172,7 @@ def test_two_clones_work_through_postgresql_an_object_store_and_a_remote(server,
     server.stop()
     done = shell(ann, *on, "dvc", "repro")
     assert ran(done.stdout) == {"report"}
-    assert "`make sync` logs it later" in done.stderr
+    assert "`make sync` logs it later" in done.stderr + done.stdout
     assert shell(ann, *on, *SYNC, check=False).returncode == 1
     server.start()
     said = shell(ann, *on, *SYNC).stdout.splitlines()
