@@ -119,6 +119,34 @@ def clean(graph):
     shell(folder, "dvc", "checkout", "-q", "--force")
 
 
+@pytest.fixture(scope="module")
+def postgres():
+    """Address of a real PostgreSQL that is empty at first."""
+    import servers
+
+    with servers.postgres() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory):
+    """Client of an S3 store with a bucket `plumbline`."""
+    import servers
+
+    with servers.bucket(tmp_path_factory.mktemp("s3")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def server(postgres, bucket, tmp_path_factory):
+    """A real MLflow server on both."""
+    import servers
+
+    folder = tmp_path_factory.mktemp("server")
+    with servers.running(servers.mlflow_server(postgres, bucket.meta.endpoint_url, folder)) as one:
+        yield one
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Folder of public data; the test is skipped where it is absent."""

@@ -57,7 +57,7 @@ def require_complete(parent, children, reran):
 
 def curve_names(run):
     """Names that a stage logs at each step, which have no place on the parent."""
-    if run.data.tags["dvc.stage"] not in {"align@dpo", "align@ppo", "reward"}:
+    if run.data.tags["dvc.stage"] not in {"align@dpo", "align@ppo", "pretrain@votes", "reward"}:
         return set()
     return {*ppo.COLUMNS, "ratio", "margin", "accuracy", "logp_chosen", "logp_rejected", "epoch"}
 

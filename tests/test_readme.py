@@ -26,6 +26,7 @@ DOCUMENTS = [
         "docs/evaluation.md",
         "docs/labels.md",
         "docs/preferences.md",
+        "docs/team.md",
     )
 ]
 MADE = [

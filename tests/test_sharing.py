@@ -1,78 +1,14 @@
 """Two clones, one DVC remote, one MLflow server on PostgreSQL: nothing is missing on either side."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from test_lineage import SYNC, require_complete
-from tiny_graph import OF_DPO, STAGES, environment, ran, shell, work_off_queue
+from tiny_graph import OF_DPO, STAGES, ran, shell, work_off_queue
 
 pytestmark = pytest.mark.slow
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    """Address of a PostgreSQL that runs for these tests; it refuses to run as root."""
-    pytest.importorskip("psycopg", reason="needs psycopg[binary]")
-    found = shutil.which("pg_ctl") or next(
-        map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)), None
-    )
-    if not found:
-        pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: a socket's path has 107 characters
-    root = os.getuid() == 0
-    user = ["runuser", "-u", "postgres", "--"] if root else []
-    if root:
-        shutil.chown(folder, "postgres")
-    port = free_port()
-    call = [*user, found, "-D", str(folder / "data")]
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run([*call, "initdb", "-o", "-A trust -U plumbline"], **quiet)
-    options = f"-p {port} -k {folder} -h 127.0.0.1"
-    subprocess.run([*call, "-w", "-l", str(folder / "log"), "-o", options, "start"], **quiet)
-    yield f"postgresql://plumbline@127.0.0.1:{port}/postgres"
-    subprocess.run([*call, "-m", "immediate", "stop"], **quiet)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def server(postgres, tmp_path_factory):
-    """Address of an MLflow server on it, which keeps artifacts itself."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres, "--port", str(port),
-        "--host", "127.0.0.1", "--workers", "2", "--artifacts-destination", (folder / "artifacts").as_uri(),
-    ]  # fmt: skip
-    with (folder / "log").open("w") as log:
-        running = subprocess.Popen(
-            command, cwd=folder, env=environment(folder), stdout=log, stderr=log
-        )
-        while running.poll() is None:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            pytest.fail((folder / "log").read_text()[-2000:])
-        yield f"http://127.0.0.1:{port}"
-        running.terminate()
-        running.wait(timeout=30)
 
 
 def clone(origin, folder):
@@ -95,6 +31,7 @@ def children(server, parent):
 
 def test_two_clones_share_a_remote_and_a_server(graph, server, tmp_path):
     first, _ = graph
+    server = server.address
     on = ["env", f"MLFLOW_TRACKING_URI={server}"]
     shell(tmp_path, "git", "clone", "-q", "--bare", str(first), "origin.git")
     origin = tmp_path / "origin.git"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from stages.lib.commands import revisions, sync
 from stages.lib.runtime.schema import Strict
 from stages.lib.runtime.tracking import lineage, store
 
@@ -49,6 +50,31 @@ def test_metrics_of_a_later_run_are_on_the_model(connection):
     assert found.params == {"beta": "0.1"}
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://ann:secret@server:5000", "http://server:5000"),
+        ("postgresql://ann:s:e@host/db", "postgresql://host/db"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+    ],
+)
+def test_a_password_in_the_address_of_the_server_is_not_printed(address, shown):
+    assert store.shown(address) == shown
+    error = OSError(f"no answer from {address} in 5 s")
+    assert store.first_line(error) == f"no answer from {shown} in 5 s"
+
+
+def test_sync_says_in_one_line_that_the_server_is_away(connection, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
+    monkeypatch.setattr("sys.argv", ["sync"])
+    monkeypatch.setattr(revisions, "head", revisions.workspace)
+    monkeypatch.setattr(revisions, "experiments", lambda **_: [])
+    assert sync.main() == 1
+    said = capsys.readouterr().err
+    assert said.startswith("StoreError: MLflow at http://127.0.0.1:9: API request to http://127")
+    assert said.count("\n") == 1
+
+
 def test_equal_params_are_equal_text():
     one, other = {"a": [{"x": 1, "y": None}], "b": True}, {"b": True, "a": [{"y": None, "x": 1}]}
     assert store.as_text(one) == store.as_text(other) == '{"a": [{"x": 1, "y": null}], "b": true}'
@@ -61,6 +87,33 @@ def test_more_params_than_one_call_takes_are_logged(connection):
     run = connection.client.create_run(connection.experiment).info.run_id
     connection.log_params(run, {f"p{n}": n for n in range(250)})
     assert len(connection.client.get_run(run).data.params) == 250
+
+
+def blind_once(monkeypatch, owner, look, nothing):
+    """Let a look find nothing the first time: another machine creates just after it."""
+    real, seen = getattr(owner, look), []
+
+    def first_nothing(*given, **named):
+        seen.append(1)
+        return nothing if len(seen) == 1 else real(*given, **named)
+
+    monkeypatch.setattr(owner, look, first_nothing)
+
+
+def test_machines_that_begin_a_configuration_at_once_share_one_pipeline_run(
+    connection, monkeypatch
+):
+    theirs = store.create_pipeline_run(connection, "abc", "theirs", {})
+    blind_once(monkeypatch, store.Store, "runs", [])
+    assert store.pipeline_run(connection, "abc") == theirs
+    assert [r.info.run_id for r in connection.runs(store.of_config("abc"))] == [theirs]
+
+
+def test_machines_that_create_the_experiment_at_once_share_one(connection, monkeypatch):
+    from mlflow import MlflowClient
+
+    blind_once(monkeypatch, MlflowClient, "get_experiment_by_name", None)
+    assert store.connect().experiment == connection.experiment
 
 
 def test_runs_beyond_one_page_are_found(connection):

@@ -77,8 +77,8 @@ def write_votes(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nothing of the surrounding DVC or MLflow; one thread, since two only get in each other's way."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    """Nothing of the surrounding DVC, MLflow or S3; one thread, since two only get in each other's way."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "AWS_"))}
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",

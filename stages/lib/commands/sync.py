@@ -15,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from stages.lib.commands import revisions
+from stages.lib.commands import refusal, revisions
 from stages.lib.commands.revisions import Revision
 from stages.lib.runtime.tracking import attempts, pipeline, store
 from stages.lib.runtime.tracking.store import Store
@@ -43,9 +43,8 @@ def _one(connection: Store, revision: Revision) -> str:
     found = [json.loads(revision.read(revisions.record(stage))) for stage in card["stages"]]
     settings = YAML(typ="safe").load(revision.read("params.yaml"))
     artifacts = {Path(path).name: revision.read(path) for path in card["artifacts"]}
-    where = f"tags.`plumbline.config` = '{card['config']}'"
     with store.locked():
-        known = connection.runs(where)
+        known = connection.runs(store.of_config(card["config"]))
         if any(run.data.tags.get("plumbline.complete") == "true" for run in known):
             return "is there already"
         parent = known[0].info.run_id if known else _parent(connection, revision, card)
@@ -60,24 +59,22 @@ def _one(connection: Store, revision: Revision) -> str:
 def _parent(connection: Store, revision: Revision, card: dict[str, Any]) -> str:
     experiment = revision.name not in ("HEAD", "workspace")
     name = revision.name if experiment else f"repro-{card['config'][:6]}"
-    tags = {"kind": "pipeline", "plumbline.config": card["config"], "synced_from": card["run_id"]}
-    if experiment:
-        tags["dvc.exp_name"] = revision.name
-    return str(
-        connection.client.create_run(connection.experiment, run_name=name, tags=tags).info.run_id
-    )
+    tags = {"synced_from": card["run_id"]} | ({"dvc.exp_name": name} if experiment else {})
+    return store.create_pipeline_run(connection, card["config"], name, tags)
 
 
-def main() -> int:
+@refusal.in_one_line
+def main() -> None:
     """Log what is missing and say what was."""
     parser = argparse.ArgumentParser(description="log to MLflow what DVC has and MLflow lacks")
     parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
     given = parser.parse_args()
     experiments = revisions.experiments(every_commit=given.all_commits)
     found = [revisions.head(), *experiments, revisions.workspace()]
-    for name, what in sync(found).items():
+    with store.answering():
+        done = sync(found)
+    for name, what in done.items():
         print(f"{name} {what}")
-    return 0
 
 
 if __name__ == "__main__":

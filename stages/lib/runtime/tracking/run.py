@@ -181,10 +181,11 @@ class StageRun:
             act()
         except Exception as error:  # whatever a client or server throws, the stage goes on
             self._broken = True
-            first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            store.hurry()
             print(
-                f"MLflow at {store.uri()} does not take this run ({first}); the stage goes on "
-                "without it, and `make sync` logs it later",
+                f"MLflow at {store.shown(store.uri())} does not take this run "
+                f"({store.first_line(error)}); the stage goes on without it, and `make sync` "
+                "logs it later",
                 file=sys.stderr,
             )
 

@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from filelock import FileLock
 from pydantic import BaseModel
 
 from stages.lib.runtime import params
+from stages.lib.runtime.schema import Refusal
 
-# The defaults wait 247 s for a server that is down.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# The defaults wait 247 s for a server that is down. Two tries of 5 s are what one that hangs costs;
+# a third would come after a pause of 4 s and make it 20.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 # SQLite is migrated on first use; alembic's narration of it says nothing to a user.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
@@ -25,6 +29,11 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 EXPERIMENT = "plumbline"
 BATCH = 100  # params that a server takes in one call
 LONGEST = 6000  # characters of a param that it takes
+
+
+def hurry() -> None:
+    """Wait 2 s for each answer from now on: who does not answer once seldom does a moment later."""
+    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
 
 
 def root() -> Path:
@@ -35,6 +44,35 @@ def root() -> Path:
 def uri() -> str:
     """Where runs go: MLFLOW_TRACKING_URI, or a SQLite file in the main repository."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root()}/mlflow.db"
+
+
+def shown(text: str) -> str:
+    """Return a text as it may be printed: addresses in it lose their user and password."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+class StoreError(Refusal):
+    """MLflow does not answer, or does not take what it is given."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Say in one line what MLflow threw within the block.
+
+    Raises:
+        StoreError: it threw something.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise StoreError(f"MLflow at {shown(uri())}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, at most 200 characters of it."""
+    return shown(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +125,25 @@ def connect() -> Store:
     with locked():
         client = MlflowClient()
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            # An explicit place: the default would lie inside a temporary copy and vanish with it.
-            place = None if uri().startswith("http") else (root() / "mlartifacts").as_uri()
-            return Store(client, client.create_experiment(EXPERIMENT, artifact_location=place))
-        return Store(client, experiment.experiment_id)
+        return Store(client, experiment.experiment_id if experiment else _experiment(client))
+
+
+def _experiment(client: Any) -> str:
+    """Create the experiment, unless another machine is quicker: the lock is of one machine."""
+    from mlflow.exceptions import MlflowException
+
+    # An explicit place: the default would lie inside a temporary copy and vanish with it.
+    place = None if uri().startswith("http") else (root() / "mlartifacts").as_uri()
+    try:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=place))
+    except MlflowException:
+        if other := client.get_experiment_by_name(EXPERIMENT):
+            return str(other.experiment_id)
+        raise
 
 
 def locked() -> FileLock:
-    """Return the lock that one process at a time holds to look for a run and create it."""
+    """Return the lock that one process of this machine holds to look for a run and create it."""
     (root() / ".cache").mkdir(exist_ok=True)
     return FileLock(root() / ".cache/mlflow.lock", timeout=120)
 
@@ -103,11 +151,29 @@ def locked() -> FileLock:
 def pipeline_run(store: Store, key: str) -> str:
     """Return the pipeline run of a configuration, created the first time."""
     with locked():
-        if found := store.runs(f"tags.`plumbline.config` = '{key}'"):
+        if found := store.runs(of_config(key)):
             return found[0].info.run_id
         name = os.environ.get("DVC_EXP_NAME") or f"repro-{key[:6]}"
-        tags = {"kind": "pipeline", "plumbline.config": key} | context_tags()
-        return store.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
+        return create_pipeline_run(store, key, name, context_tags())
+
+
+def create_pipeline_run(store: Store, key: str, name: str, tags: Mapping[str, str]) -> str:
+    """Create the pipeline run of a configuration; return it, or an earlier one of another machine.
+
+    The lock is of one machine: several that begin the same configuration at once all create a run.
+    Each looks again, and all keep the one that began first.
+    """
+    tags = {"kind": "pipeline", "plumbline.config": key} | tags
+    own = store.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
+    first = store.runs(of_config(key))[0].info.run_id
+    if first != own:
+        store.client.delete_run(own)
+    return str(first)
+
+
+def of_config(key: str) -> str:
+    """Return the filter that finds the pipeline runs of a configuration."""
+    return f"tags.`plumbline.config` = '{key}'"
 
 
 def config_key(sources: Mapping[str, str]) -> str:
