@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import synthetic_evaluations as made
 from label_world import SPLIT, settings
 
 from stages.lib.labelers.ranks import competition
 
+ROOT = Path(__file__).resolve().parents[1]
 SAMPLERS: dict[str, Any] = {"base": {}, "other": {}}
 EACH = 2
 """Completions of a sampler to a prompt."""
