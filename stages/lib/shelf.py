@@ -62,6 +62,21 @@ class Shelf:
         except sqlite3.IntegrityError:
             raise RecordError(f"{where}: {what} {name} occurs twice; ids must differ") from None
 
+    def each(self, kind: int) -> Iterator[Any]:
+        """Yield the records of one kind in the order they came."""
+        found = self._file.execute("SELECT record FROM line WHERE kind = ? ORDER BY rowid", (kind,))
+        for (record,) in found:
+            yield self._adapters[kind].validate_json(record)
+
+    def stray(self, kind: int, of: int) -> tuple[str, Any] | None:
+        """Return the first record of one kind whose prompt is no record of another, and where."""
+        found = self._file.execute(
+            "SELECT place, record FROM line WHERE kind = ? AND NOT EXISTS "
+            "(SELECT 1 FROM named WHERE named.kind = ? AND id = prompt) ORDER BY rowid LIMIT 1",
+            (kind, of),
+        ).fetchone()
+        return found and (found[0], self._adapters[kind].validate_json(found[1]))
+
     def by_prompt(self) -> Iterator[tuple[str, list[list[tuple[str, Any]]]]]:
         """Yield each prompt's id, sorted, and its records of each kind in the order they came."""
         order = "SELECT prompt, kind, place, record FROM line ORDER BY prompt, kind, rowid"

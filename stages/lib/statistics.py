@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 Names = Sequence[str] | NDArray
 """Of clusters: any values that sort."""
 
-BLOCK = 2**23
-"""Weights held at once, 64 MiB: of more than that the resamples are drawn a few at a time."""
+BLOCK = 2**21
+"""Weights held at once, 16 MiB: of more than that the resamples are drawn a few at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,10 +78,28 @@ def write_lines(path: Path, rows: Iterable[Any]) -> int:
     count = 0
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as out:
         for row in rows:
-            plain = row.model_dump(mode="json") if hasattr(row, "model_dump") else row
-            out.write(json.dumps(plain, ensure_ascii=False, sort_keys=True) + "\n")
+            out.write(_line(row))
             count += 1
     return count
+
+
+@contextmanager
+def growing(folder: Path, names: Iterable[str]) -> Iterator[Callable[[str, Any], None]]:
+    """Yield what adds a row to one of several JSON Lines files of a folder, which begin empty.
+
+    For a folder of `whole_folder`: the files themselves are there before they are whole.
+    """
+    with ExitStack() as opened:
+        outs = {
+            name: opened.enter_context((folder / name).open("w", encoding="utf-8"))
+            for name in names
+        }
+        yield lambda name, row: outs[name].write(_line(row))
+
+
+def _line(row: Any) -> str:
+    plain = row.model_dump(mode="json") if hasattr(row, "model_dump") else row
+    return json.dumps(plain, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def read_lines(path: Path, into: type[T]) -> list[T]:
