@@ -206,13 +206,13 @@ STAGES = {"rank": rank, "pairs": pairs, "report": report}
 def measure(stage: str, folder: Path) -> None:
     """Run one stage in this process and print what it took; importing is not counted in seconds."""
     __import__(f"stages.{stage}")
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     STAGES[stage](folder)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     # Not ru_maxrss, which begins with what the parent had when it forked.
     status = Path("/proc/self/status").read_text()
     (line,) = (x for x in status.splitlines() if x.startswith("VmHWM"))
-    print(json.dumps({"seconds": seconds, "mib": int(line.split()[1]) / 1024}))
+    print(json.dumps({"mib": int(line.split()[1]) / 1024, "seconds": seconds, "cpu": cpu}))
 
 
 def measured(rows: int, stages: list[str], folder: Path) -> Iterator[dict[str, Any]]:
@@ -234,12 +234,13 @@ def main() -> None:
     if given.measure:
         measure(given.measure[0], Path(given.measure[1]))
         return
-    print(f"{'stage':<8}{'rows':>10}{'peak MiB':>10}{'seconds':>9}", flush=True)
+    print(f"{'stage':<8}{'rows':>10}{'peak MiB':>10}{'seconds':>9}{'of a core':>11}", flush=True)
     for rows in given.rows:
         with tempfile.TemporaryDirectory() as folder:
             for one in measured(rows, given.stages, Path(folder)):
                 print(
-                    f"{one['stage']:<8}{rows:>10,}{one['mib']:>10,.0f}{one['seconds']:>9.1f}",
+                    f"{one['stage']:<8}{rows:>10,}{one['mib']:>10,.0f}"
+                    f"{one['seconds']:>9.1f}{one['cpu']:>11.1f}",
                     flush=True,
                 )
 
