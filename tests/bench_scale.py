@@ -49,6 +49,7 @@ WORDS = [*made.PLAIN, *made.RUDE]
 
 def write(folder: Path, rows: int) -> None:
     """Write the inputs of all three stages, `rows` completions each."""
+    folder.mkdir(parents=True, exist_ok=True)
     count = rows // (EACH * len(SAMPLERS))
     shutil.copy(ROOT / "data/sources/words.txt", folder)
     for split in ("train", "validation", "test"):

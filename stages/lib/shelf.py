@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from stages.lib.runtime.files import RecordError
 
 T = TypeVar("T")
-CACHE_KIB = 32 * 1024
+CACHE_KIB = 4 * 1024
 """Of the file, held in memory."""
 
 
