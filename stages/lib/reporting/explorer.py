@@ -12,8 +12,8 @@ from stages.lib.reporting.comparison import Plan, Rows, Scoring
 from stages.lib.reporting.reading import plain
 
 PROMPTS = 1000
-"""Most that the page holds, so that a browser opens it however many were asked; an answer to each by
-each policy is some 200 KB."""
+"""Most that the page holds, so that a browser opens it however many were asked: two answers of two
+policies to each are some 3 MB."""
 APART = 0.5
 """Distance of two ranks, as a share of all answers, from which scorers are said to disagree."""
 
