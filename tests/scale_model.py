@@ -21,7 +21,7 @@ BYTES = {"prompt": 235, "completion": 246, "ranking": 690, "pair": 746}
 """A line of each file of tests/bench_scale.py."""
 LABELERS, PAIRS_KEPT = 2, 0.875
 """Word lists; and of six pairs of four completions, the share that is written."""
-CORE_SECONDS = {"rank": 48e-6, "pairs": 420e-6}
+CORE_SECONDS = {"rank": 48e-6, "pairs": 250e-6}
 """Of a core, a completion; rank of one word list."""
 
 
