@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from stages.lib.labels import (
+    consensus,
     criteria,
     flags,
     joining,
@@ -35,8 +36,8 @@ from stages.lib.labels.consensus import SPLITS, split_of
 from stages.lib.labels.flags import Quality
 from stages.lib.labels.pairing import Voting
 from stages.lib.labels.quality import Draws
-from stages.lib.labels.reading import Given
-from stages.lib.labels.report import Outcome
+from stages.lib.labels.reading import Everything
+from stages.lib.labels.report import Measured, Outcome, Said
 from stages.lib.preferences import sets
 from stages.lib.records import Name
 from stages.lib.runtime import entry, files
@@ -102,59 +103,89 @@ def run(
         samplers=samplers,
         labelers=labelers,
     )
-    own = [prompt for _, prompt in graph.prompts]
+    own = reading.own_prompts(prompts)
     public, counts = joining.published(pairs.sources, preferences, own, split)
-    given = reading.gather([graph, public, joining.revised(pairs.revisions, revisions)])
+    given = Everything([graph, public, joining.revised(pairs.revisions, revisions)])
     draws = Draws(agreement=pairs.agreement_resamples, elo=pairs.elo_resamples, seed=seed)
-    made = _outcome(pairs, given, voters.answer_keys(labelers), draws)
-    found = report.report(made, pairs.criteria, draws) | {"sources": counts}
-    _write(out, made)
+    keys = voters.answer_keys(labelers)
+    named = voters.named(pairs.labelers, given, keys)
+    known = _measured(pairs, given, named, keys, draws)
+    with files.whole_folder(out) as folder:
+        made = _decided(pairs, given, named, known, folder)
+        found = report.report(known, made, pairs.criteria, draws) | {"sources": counts}
     files.write_json(metrics, found)
-    if made.flagged:
-        print(flags.sentence(made.flagged), file=sys.stderr)
+    if known.flagged:
+        print(flags.sentence(known.flagged), file=sys.stderr)
     return report.headline(found)
 
 
-def _outcome(pairs: Pairs, given: Given, keys: set[str], draws: Draws) -> Outcome:
-    """Measure labelers, hear those who count, and decide.
-
-    Raises:
-        LabelError: nothing is left to learn from.
-    """
-    names = sorted(pairs.criteria)
-    named = voters.named(pairs.labelers, given, keys)
+def _measured(
+    pairs: Pairs, given: Everything, named: set[str], keys: set[str], draws: Draws
+) -> Measured:
+    """Go through all labels once, and measure who gave them."""
+    tallies = {name: quality.Tally(name, keys) for name in sorted(pairs.criteria)}
+    said = Said()
+    for some in given:
+        said.add(some)
+        for tally in tallies.values():
+            tally.add(some)
+    voters.require_stated(pairs.criteria, said.criteria)
     figures = {
-        name: quality.report(given, name, answer_keys=keys, prior=pairs.prior, draws=draws)
-        for name in names
+        name: quality.report(tally, given.kinds, prior=pairs.prior, draws=draws)
+        for name, tally in tallies.items()
     }
     flagged = flags.flags(pairs.quality, figures)
     out = flags.left_out(flagged)
-    heard = voters.heard(given, criteria=names, named=named, keys=keys, distrusted=out)
-    clusters = given.clusters()
-    ballots = [pairing.ballot(name, heard.rankings(name), pairs, clusters) for name in names]
-    arranged = criteria.arranged(ballots, pairs.criteria, pairs.combine)
-    made = Outcome(
-        given=given,
+    return Measured(
+        kinds=given.kinds,
+        answer_keys=keys,
+        said=said,
         quality=figures,
         flagged=flagged,
-        answer_keys=keys,
-        heard=heard,
-        ballots=ballots,
-        decided=pairing.decide(arranged, given, pairs),
-        signals=thumbs.signals(heard.thumbs(), given),
-        demonstrations=written.demonstrations(heard.written(), given),
+        skills={
+            name: pairing.weights(tally.judged.table(), named - keys - out.get(name, set()), pairs)
+            for name, tally in tallies.items()
+        },
     )
+
+
+def _decided(
+    pairs: Pairs, given: Everything, named: set[str], known: Measured, folder: Path
+) -> Outcome:
+    """Go through all labels again, hear those who count, decide, and write as it is decided.
+
+    Raises:
+        LabelError: the gate removes more than `max_rejected`, or nothing is left to learn from.
+    """
+    made = Outcome(pairs.criteria)
+    distrusted = flags.left_out(known.flagged)
+    with files.growing(folder, [f"{name}.jsonl" for name in (*SPLITS, "signals")]) as write:
+        for some in given:
+            heard = voters.heard(
+                some,
+                criteria=pairs.criteria,
+                named=named,
+                keys=known.answer_keys,
+                distrusted=distrusted,
+            )
+            ballots = [
+                pairing.ballot(name, heard.rankings(name), pairs, skills)
+                for name, skills in known.skills.items()
+            ]
+            arranged = criteria.arranged(ballots, pairs.criteria, pairs.combine)
+            decided = pairing.decide(arranged, some, pairs)
+            signals = thumbs.signals(heard.thumbs(), some)
+            answers = written.demonstrations(heard.written(), some)
+            made.add(heard, ballots, decided, signals, answers, some)
+            for row in decided.rows:
+                write(f"{split_of(row.role)}.jsonl", row)
+            for one in signals[0]:
+                write("signals.jsonl", one)
+    consensus.refuse_above(made.pairs.by_reason(), made.pairs.judged, pairs.max_rejected)
     report.require_something(made)
+    by_id = sorted(made.demonstrations, key=lambda one: one.id)
+    files.write_lines(folder / "demonstrations.jsonl", by_id)
     return made
-
-
-def _write(out: Path, made: Outcome) -> None:
-    with files.whole_folder(out) as folder:
-        for split in SPLITS:
-            of_split = [row for row in made.decided.rows if split_of(row.role) == split]
-            files.write_lines(folder / f"{split}.jsonl", of_split)
-        files.write_lines(folder / "signals.jsonl", made.signals[0])
-        files.write_lines(folder / "demonstrations.jsonl", made.demonstrations[0])
 
 
 if __name__ == "__main__":

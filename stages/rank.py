@@ -11,6 +11,8 @@ Writes  rankings.jsonl    one ranking of one prompt's completions a line; of peo
 Params  labelers.<name>, base, samplers
 """
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,21 +49,46 @@ def run(
     out: Path,
 ) -> dict[str, float]:
     """Write the labeler's rankings; return their number, the share of ties, and its own metrics."""
-    given = files.read_entries(completions, samplers, Completion, section="samplers")
-    rankings, own = LABELERS[labeler.kind](labeler, name, base, selection.every(prompts), given)
-    files.write_lines(out, rankings)
-    counting = [label for label in latest(rankings) if isinstance(label, Ranking)]
-    tied = total = 0
-    for one in counting:
-        ranks = list(one.ranks.values())
-        total += len(ranks) * (len(ranks) - 1) // 2
-        tied += sum(a == b for i, a in enumerate(ranks) for b in ranks[i + 1 :])
-    return {
-        "rankings": float(len(counting)),
-        "comparisons": float(total),
-        "tie_rate": tied / total if total else 0.0,
-        **own,
-    }
+    given = files.each_of_entries(completions, samplers, Completion, section="samplers")
+    rankings, own = LABELERS[labeler.kind](labeler, name, base, selection.each(prompts), given)
+    count = Count()
+    if labeler.kind == "people":  # who alone may say a thing twice
+        files.write_lines(out, rankings)
+        count.add(label for label in latest(rankings) if isinstance(label, Ranking))
+    else:
+        files.write_lines(out, count.passing(rankings))
+    return {**count.plain(), **own}
+
+
+@dataclass(slots=True)
+class Count:
+    """What rankings that go by say of their labeler."""
+
+    rankings: int = 0
+    comparisons: int = 0
+    ties: int = 0
+
+    def add(self, rankings: Iterable[Ranking]) -> None:
+        """Count rankings."""
+        for one in rankings:
+            ranks = list(one.ranks.values())
+            self.rankings += 1
+            self.comparisons += len(ranks) * (len(ranks) - 1) // 2
+            self.ties += sum(a == b for i, a in enumerate(ranks) for b in ranks[i + 1 :])
+
+    def passing(self, rankings: Iterable[Ranking]) -> Iterator[Ranking]:
+        """Yield what is given, counting it."""
+        for one in rankings:
+            self.add([one])
+            yield one
+
+    def plain(self) -> dict[str, float]:
+        """The metrics of every labeler."""
+        return {
+            "rankings": float(self.rankings),
+            "comparisons": float(self.comparisons),
+            "tie_rate": self.ties / self.comparisons if self.comparisons else 0.0,
+        }
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ def test_the_tie_rate_counts_pairs_of_ranked_completions_only():
 
 
 def test_the_junk_rate_counts_completions_shown():
-    given_rankings = [ranking({"c1": 1, "c2": 2}, junk=["c3"]), ranking({"c4": 1}, prompt="p2")]
-    rate = agreement.junk_rate(given_rankings, own_clusters(given_rankings), **OFTEN)
+    # c1, c2 and junk c3 of one prompt, c4 of another
+    rate = agreement.junk_rate(np.array([3, 1]), np.array([1, 0]), ["p1", "p2"], **OFTEN)
     assert (rate.value, rate.n) == (0.25, 4)
 
 
@@ -337,9 +337,9 @@ def test_intervals_of_agreement_cover_the_truth_about_as_often_as_they_say():
         share = rng.choice([0.95, 0.5], 60)
         alike = rng.random((60, 6)) < share[:, None]
         found = [(1, 1 if same else -1, f"p{p}") for (p, _), same in np.ndenumerate(alike)]
-        clustered = agreement.share_alike(found, 200, 1)
+        clustered = agreement.share_alike(agreement.found(found), 200, 1)
         independent = agreement.share_alike(
-            [(a, b, str(k)) for k, (a, b, _) in enumerate(found)], 200, 1
+            agreement.found([(a, b, str(k)) for k, (a, b, _) in enumerate(found)]), 200, 1
         )
         covered["clustered"] += clustered.low <= 0.725 <= clustered.high
         covered["independent"] += independent.low <= 0.725 <= independent.high

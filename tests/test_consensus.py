@@ -69,6 +69,7 @@ def gate(candidates, *, prompts=(), completions=(), contradicted=(), mixed_sampl
         prompts={p.id: p for p in prompts or [prompt()]},
         completions={c.id: c for c in completions},
         contradicted=contradicted,
+        leaking=consensus.leaking_clusters(prompts),
         mixed_samplers=mixed_samplers,
     )
 

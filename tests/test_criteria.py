@@ -35,7 +35,7 @@ def candidate(
 
 def ballot(*candidates, criterion=None):
     name = criterion or candidates[0].criterion
-    return Ballot(name, list(candidates), set(), {"p1": {"c1", "c2"}}, {("c1", "c2", "")}, {})
+    return Ballot(name, list(candidates), set(), {"p1": {"c1", "c2"}}, {("c1", "c2", "")}, [])
 
 
 def verdict(*candidates, weights=WEIGHTS):
@@ -235,6 +235,12 @@ def test_the_trade_off_counts_where_two_criteria_go_together_and_which_one_preva
     assert taken == pytest.approx({"harmless": 2 / 3, "helpful": 0, "neither": 1 / 3})
 
 
+def trade_off(ballots, weights):
+    made = criteria.TradeOff(weights)
+    made.add(ballots, {"p1": 0})
+    return made.figures(resamples=20, seed=1)["a:b"]
+
+
 def test_shares_of_the_trade_off_are_of_the_pairs_judged_under_both():
     alike, tie, conflict, alone = (f"c{k}:d{k}" for k in range(4))
     one = ballot(
@@ -245,9 +251,8 @@ def test_shares_of_the_trade_off_are_of_the_pairs_judged_under_both():
         candidate("b", 0.8, id=alike), candidate("b", 1.0, id=tie), candidate("b", 0.0, id=conflict),
         criterion="b",
     )  # fmt: skip
-    often = {"resamples": 20, "seed": 1}
     weights = {"a": 1.0, "b": 1.0}
-    found = criteria.trade_off([other, one], weights, {"p1": "p1"}, **often)["a:b"]
+    found = trade_off([other, one], weights)
     assert found["pairs"] == 3
     for name in ("alike", "conflict", "tie"):
         assert found[name]["value"] == pytest.approx(1 / 3)
@@ -260,13 +265,7 @@ def test_shares_of_the_trade_off_are_of_the_pairs_judged_under_both():
 
 
 def test_criteria_that_share_no_pair_have_a_reason_and_no_share():
-    often = {"resamples": 20, "seed": 1}
-    found = criteria.trade_off(
-        [ballot(candidate("a", 1.0)), ballot(criterion="b")],
-        {"a": 1, "b": 1},
-        {"p1": "p1"},
-        **often,
-    )["a:b"]
+    found = trade_off([ballot(candidate("a", 1.0)), ballot(criterion="b")], {"a": 1, "b": 1})
     assert found["alike"] == {"refused": "no pair is judged under both a and b"}
     assert found["taken"]["a"] == {"refused": "a and b are in conflict on no pair"}
 

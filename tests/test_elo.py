@@ -9,6 +9,7 @@ import evalica
 import numpy as np
 import pytest
 from evalica import Winner
+from label_world import World
 
 from stages.lib.labels import consensus, elo
 from stages.lib.labels.agreement import NotMeasurable
@@ -40,12 +41,16 @@ def planted(strengths, count, seed, tie=0.3):
     return found
 
 
+def ratings(found, **often):
+    return elo.ratings(elo.columns(found), **often)
+
+
 def values(rated):
     return {name: e.value for name, e in rated.items()}
 
 
 def test_a_lead_of_400_is_ten_wins_to_one():
-    rated = elo.ratings(compared("a", "b", wins=100, losses=10), **OFTEN)
+    rated = ratings(compared("a", "b", wins=100, losses=10), **OFTEN)
     assert values(rated) == pytest.approx({"a": 1200, "b": 800}, abs=0.01)
     assert rated["a"].n == 110
     assert rated["a"].low < 1200 < rated["a"].high
@@ -54,18 +59,18 @@ def test_a_lead_of_400_is_ten_wins_to_one():
 def test_ties_leave_the_ratio_of_two_samplers_at_wins_to_losses():
     # With two samplers the model fits the three shares exactly: p_a / p_b = 40 / 10, and
     # 400 log10 4 = 240.8
-    rated = elo.ratings(compared("a", "b", wins=40, losses=10, ties=50), **OFTEN)
+    rated = ratings(compared("a", "b", wins=40, losses=10, ties=50), **OFTEN)
     assert rated["a"].value - rated["b"].value == pytest.approx(240.824, abs=0.01)
 
 
 def test_even_wins_are_even_ratings():
-    rated = elo.ratings(compared("a", "b", wins=9, losses=9, ties=9), **OFTEN)
+    rated = ratings(compared("a", "b", wins=9, losses=9, ties=9), **OFTEN)
     assert values(rated) == pytest.approx({"a": 1000, "b": 1000})
 
 
 def test_a_planted_order_is_recovered_with_its_distances():  # property 40
     strengths = {"a": 0.5, "b": 0.2, "c": -0.1, "d": -0.6}  # mean 0
-    rated = elo.ratings(planted(strengths, 6000, seed=1), **OFTEN)
+    rated = ratings(planted(strengths, 6000, seed=1), **OFTEN)
     assert values(rated) == pytest.approx({n: 1000 + 400 * s for n, s in strengths.items()}, abs=20)
     inside = [rated[n].low <= 1000 + 400 * s <= rated[n].high for n, s in strengths.items()]
     assert sum(inside) >= 3
@@ -75,7 +80,7 @@ def test_a_planted_order_is_recovered_with_its_distances():  # property 40
 def test_neither_the_order_nor_the_orientation_of_comparisons_matters():  # property 40
     found = planted({"a": 0.3, "b": 0.0, "c": -0.3}, 300, seed=2)
     turned = [Comparison(c.right, c.left, -c.outcome, c.cluster) for c in reversed(found)]
-    assert elo.ratings(turned, **OFTEN) == elo.ratings(found, **OFTEN)
+    assert ratings(turned, **OFTEN) == ratings(found, **OFTEN)
 
 
 def test_ratings_average_1000_wherever_the_search_starts():
@@ -92,20 +97,20 @@ def test_comparisons_of_one_prompt_count_as_one_draw():
     outcomes = np.repeat([1, 1, 1, 1, 1, -1, -1, -1], 5)
     alone = [Comparison("a", "b", int(o), f"k{i}") for i, o in enumerate(outcomes)]
     together = [Comparison("a", "b", int(o), f"k{i // 5}") for i, o in enumerate(outcomes)]
-    narrow, wide = (elo.ratings(c, resamples=400, seed=1)["a"] for c in (alone, together))
+    narrow, wide = (ratings(c, resamples=400, seed=1)["a"] for c in (alone, together))
     assert narrow.value == wide.value
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     found = planted({"a": 0.3, "b": -0.3}, 200, seed=3)
-    assert elo.ratings(found, resamples=50, seed=1) == elo.ratings(found, resamples=50, seed=1)
-    assert elo.ratings(found, resamples=50, seed=1) != elo.ratings(found, resamples=50, seed=2)
+    assert ratings(found, resamples=50, seed=1) == ratings(found, resamples=50, seed=1)
+    assert ratings(found, resamples=50, seed=1) != ratings(found, resamples=50, seed=2)
 
 
 def refusal_of(found):
     with pytest.raises(NotMeasurable) as refusal:
-        elo.ratings(found, **OFTEN)
+        ratings(found, **OFTEN)
     return str(refusal.value)
 
 
@@ -125,7 +130,7 @@ def test_a_sampler_that_always_wins_has_no_finite_rating():
 
 def test_a_tie_bounds_the_rating_of_a_sampler_that_never_loses():
     found = compared("a", "b", 20, 10) + compared("c", "a", 20, ties=10, cluster="m")
-    rated = elo.ratings(found, **OFTEN)
+    rated = ratings(found, **OFTEN)
     assert rated["c"].value > rated["a"].value > rated["b"].value
 
 
@@ -170,25 +175,26 @@ def test_each_kind_of_labeler_has_ratings_of_its_own():
             judged("vader", f"p{k}", one, other) if k % 2 else judged("vader", f"p{k}", other, one)
         )
     kinds = {"ann": "people", "vader": "lexicon"}
-    given = {"samplers": samplers, "clusters": clusters, **OFTEN}
-    found = elo.report(lines, kinds=kinds, **given)
+    found_in = [
+        Comparison(samplers[j.first], samplers[j.second], j.verdict, clusters[j.prompt_id])
+        for j in lines
+    ]
+    by = [kinds[j.labeler] for j in lines]
+    found = elo.report(elo.columns(found_in), by, kinds=kinds, **OFTEN)
     assert set(found) == {"all", "people", "lexicon"}
     assert [found[name]["comparisons"] for name in ("all", "people", "lexicon")] == [80, 40, 40]
     # the person prefers a on 30 of 40 prompts, 400 log10 3 = 190.8; the lexicon on 20 of 40
     people, lexicon = (found[name]["ratings"] for name in ("people", "lexicon"))
     assert people["a"]["value"] - people["b"]["value"] == pytest.approx(190.85, abs=0.01)
     assert lexicon["a"]["value"] == pytest.approx(1000, abs=0.01)
-    assert set(elo.report(lines, kinds=dict.fromkeys(kinds, "people"), **given)) == {"all"}
+    alike = dict.fromkeys(kinds, "people")
+    assert set(elo.report(elo.columns(found_in), by, kinds=alike, **OFTEN)) == {"all"}
 
 
-def test_completions_of_one_sampler_are_no_comparison_and_the_reason_is_recorded():
-    lines = judged("ann", "p1", "c1", "c2")
-    given = {
-        "samplers": {"c1": "a", "c2": "a"},
-        "clusters": {"p1": "p1"},
-        "kinds": {"ann": "people"},
-    }
-    assert elo.report(lines, **given, **OFTEN) == {
+def test_completions_of_one_sampler_are_no_comparison_and_the_reason_is_recorded(tmp_path):
+    world = World(tmp_path)
+    world.run()
+    assert world.quality()["elo"] == {
         "all": {
             "comparisons": 0,
             "refused": "a rating compares samplers, and fewer than two are compared here",
@@ -204,7 +210,7 @@ def test_crowd_ratings_equal_the_library_on_the_comparisons_as_they_stand():
         votes = list(csv.DictReader(content))
     outcome = {"left": 1, "right": -1, "tie": 0}
     found = [Comparison(v["left"], v["right"], outcome[v["winner"]], v["prompt"]) for v in votes]
-    rated = elo.ratings(found, resamples=100, seed=1)
+    rated = ratings(found, resamples=100, seed=1)
     direct = evalica.newman(
         [c.left for c in found],
         [c.right for c in found],
@@ -225,7 +231,7 @@ def test_a_hundred_thousand_comparisons_are_rated_in_a_tenth_of_a_second():
     seconds = []
     for _ in range(5):  # the processor's time, and the best of five: others use the machine too
         started = time.process_time()
-        duels = elo.count(found, names)
+        duels = elo.count(elo.columns(found))
         assert not elo.unrated(duels.left_D, duels.right_D, duels.total_D3, names)
         elo.fit(duels.left_D, duels.right_D, duels.total_D3, np.zeros(len(names) + 1))
         seconds.append(time.process_time() - started)

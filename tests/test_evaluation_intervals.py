@@ -74,13 +74,15 @@ PAIRED = {
 
 
 def single(name, before, after, weights):
-    found = toxicity.estimate(SINGLE[name](before, after), weights)
-    return found.plain()
+    measure = SINGLE[name](before, after)
+    return toxicity.estimate(measure, measure.at(weights)).plain()
 
 
 def paired(name, before, after, weights):
     (ours, theirs), key, relative = PAIRED[name](before, after)
-    found = comparison.difference(ours, theirs, weights, relative=relative)
+    found = comparison.difference(
+        ours, theirs, ours.at(weights), theirs.at(weights), relative=relative
+    )
     return found[key] if key else found
 
 

@@ -33,7 +33,7 @@ def a_share_of_pairs(rng):
     share_P = rng.choice([0.95, 0.5], 80)
     alike_PK = rng.random((80, 6)) < share_P[:, None]
     found = [(1, 1 if same else -1, f"p{p}") for (p, _), same in np.ndenumerate(alike_PK)]
-    return [(agreement.share_alike(found, **OFTEN), (0.95 + 0.5) / 2)]
+    return [(agreement.share_alike(agreement.found(found), **OFTEN), (0.95 + 0.5) / 2)]
 
 
 def nominal_alpha(rng):
@@ -92,9 +92,9 @@ def dawid_skene_skill(rng):
     clusters_P = [f"p{pair // 6:03d}" for pair in range(1200)]
     no_J = np.zeros(3600, dtype=bool)
     t = agreement.Table(
-        labelers=["ann", "bob", "eve"], cluster_P=clusters_P, labeler_J=labeler_J, pair_J=pair_J,
+        labelers=["ann", "bob", "eve"], cluster_P=np.array(clusters_P), labeler_J=labeler_J, pair_J=pair_J,
         record_J=pair_J, verdict_J=votes_PL.ravel(), places_J=votes_PL.ravel(), junk_J=no_J,
-        first_seen_first_J=no_J, cluster_J=np.array(clusters_P)[pair_J],
+        first_seen_first_J=no_J,
     )  # fmt: skip
     found = skill.skill_estimates(t, prior=(4.0, 2.0), **OFTEN)
     return list(zip(found.values(), skills.tolist(), strict=True))
@@ -110,7 +110,7 @@ def elo_rating(rng):
     found = [
         Comparison("a", "b", 1 if won else -1, f"p{p}") for (p, _), won in np.ndenumerate(wins)
     ]
-    return [(elo.ratings(found, **OFTEN)["a"], 1000 + 200 * math.log10(7 / 3))]
+    return [(elo.ratings(elo.columns(found), **OFTEN)["a"], 1000 + 200 * math.log10(7 / 3))]
 
 
 FIGURES = [

@@ -48,9 +48,9 @@ def joined(tmp_path, rows, *, own=(OWN,), entries=None):
 
 def test_a_set_becomes_prompts_completions_and_verdicts_of_known_labelers(tmp_path):
     source, counts = joined(tmp_path, [row(q) for q in questions(30)])
-    given = reading.gather([source])
+    (given,) = everything = reading.Everything([source])
     assert counts["hh"] == {"prompts": 30, "completions": 60, "labels": 30, "left_out": {}}
-    assert set(given.kinds.values()) == {"published"}
+    assert set(everything.kinds.values()) == {"published"}
     for label in given.labels:
         best = min(label.ranks, key=label.ranks.get)
         assert given.completions[best].text == "That is private."
@@ -100,9 +100,9 @@ def test_revisions_are_of_the_graphs_own_prompts(tmp_path):
     files.write_lines(tmp_path / "own/completions.jsonl", said)
     files.write_lines(tmp_path / "own/rankings.jsonl", [better])
     graph = reading.Source([("prompts", OWN)], [], [], {}, {})
-    given = reading.gather([graph, joining.revised(["own"], tmp_path)])
+    (given,) = everything = reading.Everything([graph, joining.revised(["own"], tmp_path)])
     assert given.labels == [better]
-    assert given.kinds == {"own": "reviser"}
+    assert everything.kinds == {"own": "reviser"}
 
 
 def test_revisions_of_an_entry_that_has_not_run_are_refused(tmp_path):

@@ -177,25 +177,26 @@ def place(number, labeler, kind, *, folder="set"):
 
 
 def test_places_are_joined_with_all_that_they_give():
-    given = reading.gather([place(1, "w1", "crowd"), place(2, "w2", "crowd")])
+    everything = reading.Everything([place(1, "w1", "crowd"), place(2, "w2", "crowd")])
+    (given,) = everything
     assert list(given.prompts) == ["p1", "p2"]
     assert len(given.completions) == 4
     assert [label.labeler for label in given.labels] == ["w1", "w2"]
-    assert given.groups == {"crowd": {"w1", "w2"}}
+    assert everything.groups == {"crowd": {"w1", "w2"}}
 
 
 def test_an_id_that_two_places_give_is_refused():
     with pytest.raises(
         RecordError, match=r"^b/1.jsonl:1: prompt p1 occurs twice; ids must differ$"
     ):
-        reading.gather([place(1, "w1", "crowd"), place(1, "w2", "crowd", folder="b")])
+        reading.Everything([place(1, "w1", "crowd"), place(1, "w2", "crowd", folder="b")])
 
 
 def test_a_labeler_who_is_two_things_is_refused():
     with pytest.raises(
         RecordError, match=r"^labeler w1 is crowd in one place and people in another"
     ):
-        reading.gather([place(1, "w1", "crowd"), place(2, "w1", "people")])
+        reading.Everything([place(1, "w1", "crowd"), place(2, "w1", "people")])
 
 
 def test_the_latest_word_on_each_task_counts_and_repeats_do_not():
@@ -212,7 +213,7 @@ def test_only_the_task_that_was_skipped_is_taken_back():
     one = place(1, "w1", "crowd")
     thumbs = Thumbs(**thumb("w1", 1, 0, True))
     taken = Skip(**skip("w1", 1, ids, revision=2))
-    given = reading.gather(
+    (given,) = reading.Everything(
         [Source(one.prompts, one.completions, [*one.labels, ("x:1", thumbs), ("x:2", taken)], one.kinds, {})]
     )  # fmt: skip
     assert given.labels == [thumbs]

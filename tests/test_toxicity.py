@@ -143,7 +143,8 @@ def test_an_interval_equals_that_of_the_bootstrap_of_a_mean():
     values = np.random.default_rng(2).random(40)
     clusters = [f"c{n // 2}" for n in range(40)]
     weights = cluster_resamples(clusters, **OFTEN)
-    found = toxicity.estimate(toxicity.toxicity(values[:, None], threshold=None)["mean"], weights)
+    mean = toxicity.toxicity(values[:, None], threshold=None)["mean"]
+    found = toxicity.estimate(mean, mean.at(weights))
     expected = bootstrap_mean(values, clusters, **OFTEN)
     assert (found.value, found.low, found.high) == pytest.approx(
         (expected.value, expected.low, expected.high)

@@ -6,8 +6,9 @@ alt-profanity-check, a linear model on 200,000 comments labelled by people, judg
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stages.lib.runtime.files import RecordError
 
@@ -33,10 +34,16 @@ def scorer(name: ScorerName, words: Path) -> Callable[[Sequence[str]], list[floa
     return _profanity_check
 
 
-def _vader_negative(texts: Sequence[str]) -> list[float]:
+@lru_cache(maxsize=1)
+def _vader() -> Any:
+    """Its word lists take longer to read than a hundred texts."""
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    analyser = SentimentIntensityAnalyzer()
+    return SentimentIntensityAnalyzer()
+
+
+def _vader_negative(texts: Sequence[str]) -> list[float]:
+    analyser = _vader()
     return [float(analyser.polarity_scores(text)["neg"]) for text in texts]
 
 

@@ -1,6 +1,6 @@
 """Which prompts of the graph a model is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.lib.order import by_hash
@@ -13,7 +13,13 @@ SPLITS = ("train", "validation", "test")
 
 def every(folder: Path) -> list[Prompt]:
     """Return every prompt that the stage `prompts` wrote, in file order."""
-    return [p for split in SPLITS for p in files.read_lines(folder / f"{split}.jsonl", Prompt)]
+    return list(each(folder))
+
+
+def each(folder: Path) -> Iterator[Prompt]:
+    """Yield what `every` returns, one prompt at a time."""
+    for split in SPLITS:
+        yield from (prompt for _, prompt in files.records(folder / f"{split}.jsonl", Prompt))
 
 
 def chosen(

@@ -7,13 +7,18 @@ resampling prompts covers 95.5 % (simulated).
 Shape suffixes: N = units (prompts, pairs), C = clusters, R = resamples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Names = Sequence[str] | NDArray
+"""Of clusters: any values that sort."""
+
+BLOCK = 2**21
+"""Weights held at once, 16 MiB: of more than that the resamples are drawn a few at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +35,7 @@ class Estimate:
         return asdict(self)
 
 
-def cluster_resamples(
-    clusters_N: Sequence[str], *, resamples: int, seed: int
-) -> NDArray[np.float64]:
+def cluster_resamples(clusters_N: Names, *, resamples: int, seed: int) -> NDArray[np.float64]:
     """Draw bootstrap weights that keep the members of a cluster together.
 
     Args:
@@ -44,17 +47,30 @@ def cluster_resamples(
     Returns:
         weights_RN: how often each unit is drawn; clusters are drawn with replacement.
     """
+    return np.concatenate(list(resample_blocks(clusters_N, resamples=resamples, seed=seed)))
+
+
+def resample_blocks(clusters_N: Names, *, resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield the rows of `cluster_resamples` in their order, at most BLOCK weights at a time."""
     _, member_N = np.unique(np.asarray(clusters_N), return_inverse=True)
-    count = int(member_N.max()) + 1 if len(member_N) else 0
-    if count == 0:
+    if len(member_N) == 0:
         raise ValueError("no units to resample")
-    draws_RC = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
-    return draws_RC[:, member_N].astype(np.float64)
+    count, rng = int(member_N.max()) + 1, np.random.default_rng(seed)
+    for rows in _blocks(resamples, len(member_N)):
+        draws = rng.multinomial(count, np.full(count, 1 / count), rows)
+        yield draws[:, member_N].astype(np.float64)
+
+
+def _blocks(rows: int, width: int) -> Iterator[int]:
+    """Yield how many rows of so many numbers are held at once, until there were all."""
+    most = max(1, BLOCK // width)
+    for first in range(0, rows, most):
+        yield min(most, rows - first)
 
 
 def bootstrap_mean(
     values_N: Sequence[float] | Floats,
-    clusters_N: Sequence[str],
+    clusters_N: Names,
     *,
     resamples: int,
     seed: int,
@@ -66,17 +82,36 @@ def bootstrap_mean(
     """
     values = np.asarray(values_N, dtype=np.float64)
     weights = np.ones_like(values) if weights_N is None else np.asarray(weights_N, dtype=np.float64)
-    drawn_RN = cluster_resamples(clusters_N, resamples=resamples, seed=seed) * weights
-    total_R = drawn_RN.sum(1)
-    means_R = (drawn_RN @ values)[total_R > 0] / total_R[total_R > 0]
+    sums_R, total_R = _resampled_sums(values, weights, clusters_N, resamples, seed)
+    means_R = sums_R[total_R > 0] / total_R[total_R > 0]
     low, high = np.quantile(means_R, [0.025, 0.975])
     value = float(np.average(values, weights=weights))
     return Estimate(value, float(low), float(high), len(values))
 
 
+def _resampled_sums(
+    values_N: Floats, weights_N: Floats, clusters_N: Names, resamples: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Return the weighted sum and the weight of each resample."""
+    draws = {"resamples": resamples, "seed": seed}
+    if (values_N == np.rint(values_N)).all() and (weights_N == np.rint(weights_N)).all():
+        # Whole numbers add up to the same in any order: a cluster's at once are far fewer.
+        _, member_N = np.unique(np.asarray(clusters_N), return_inverse=True)
+        sums_C = np.bincount(member_N, values_N * weights_N)
+        both_C2 = np.stack([sums_C, np.bincount(member_N, weights_N)], axis=1)
+        found = [drawn_RC @ both_C2 for drawn_RC in resample_blocks(range(len(sums_C)), **draws)]
+    else:
+        found = [
+            np.stack([drawn_RN @ values_N, drawn_RN.sum(1)], axis=1)
+            for drawn_RN in (b * weights_N for b in resample_blocks(clusters_N, **draws))
+        ]
+    sums_R2 = np.concatenate(found)
+    return sums_R2[:, 0], sums_R2[:, 1]
+
+
 def bootstrap(
     statistic: Callable[[Floats], float],
-    clusters_N: Sequence[str],
+    clusters_N: Names,
     *,
     resamples: int,
     seed: int,
@@ -89,15 +124,16 @@ def bootstrap(
         resamples: how many draws.
         seed: of the generator.
     """
-    drawn_RN = cluster_resamples(clusters_N, resamples=resamples, seed=seed)
-    low, high = np.nanquantile([statistic(drawn_N) for drawn_N in drawn_RN], [0.025, 0.975])
+    drawn = resample_blocks(clusters_N, resamples=resamples, seed=seed)
+    found = [statistic(drawn_N) for drawn_RN in drawn for drawn_N in drawn_RN]
+    low, high = np.nanquantile(found, [0.025, 0.975])
     value = statistic(np.ones(len(clusters_N)))
     return Estimate(float(value), float(low), float(high), len(clusters_N))
 
 
 def sign_flip_p(
     differences_N: Sequence[float] | Floats,
-    clusters_N: Sequence[str],
+    clusters_N: Names,
     *,
     resamples: int,
     seed: int,
@@ -111,10 +147,12 @@ def sign_flip_p(
     _, member_N = np.unique(np.asarray(clusters_N), return_inverse=True)
     sums_C = np.bincount(member_N, weights=values)
     rng = np.random.default_rng(seed)
-    signs_RC = rng.choice(np.array([-1.0, 1.0]), size=(resamples, len(sums_C)))
+    signs = np.array([-1.0, 1.0])
+    blocks = _blocks(resamples, len(sums_C))
+    flipped = [rng.choice(signs, size=(rows, len(sums_C))) @ sums_C for rows in blocks]
     observed = abs(sums_C.sum())
     # A hair's breadth of tolerance: equal sums in another order differ in the last bit.
-    extreme = np.abs(signs_RC @ sums_C) >= observed - 1e-9 * max(observed, 1.0)
+    extreme = np.abs(np.concatenate(flipped)) >= observed - 1e-9 * max(observed, 1.0)
     return float((extreme.sum() + 1) / (resamples + 1))
 
 

@@ -9,8 +9,9 @@ Shape suffixes: N = prompts, K = completions of a prompt, R = resamples.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from stages.lib.diversity import distinct, duplicates, repeated
 from stages.lib.records import Evaluated
 from stages.lib.runtime.files import RecordError
-from stages.lib.statistics import Estimate, Floats, cluster_resamples
+from stages.lib.statistics import Estimate, Floats, resample_blocks
 
+K = TypeVar("K")
 Answers = list[list[Evaluated]]
 """Completions by prompt: prompts in order of their id, completions in order of their index."""
 
@@ -35,6 +37,11 @@ class Mean:
     counts_N: Floats
     n: int
     """What it rests on: prompts, or completions where single completions are counted."""
+
+    @property
+    def value(self) -> float:
+        """The measure of all prompts."""
+        return float(self.at(np.ones((1, len(self.sums_N))))[0])
 
     def at(self, weights_RN: Floats) -> Floats:
         """The measure under each row of weights; NaN where the weights leave nothing to count."""
@@ -54,12 +61,21 @@ class Median:
         """Completions."""
         return self.values_NK.size
 
+    @property
+    def value(self) -> float:
+        """The measure of all completions."""
+        return float(self.at(np.ones((1, len(self.values_NK))))[0])
+
     def at(self, weights_RN: Floats) -> Floats:
         """The measure under each row of weights."""
+        count = self.values_NK.shape[1]
         order = np.argsort(self.values_NK, axis=None, kind="stable")
-        reached = np.cumsum(weights_RN[:, order // self.values_NK.shape[1]], axis=1)
-        halfway_R = (reached >= reached[:, -1:] / 2).argmax(1)
-        return self.values_NK.ravel()[order][halfway_R]
+        halfway: list[Floats] = []
+        for some_RN in np.array_split(weights_RN, min(count, len(weights_RN))):
+            # A weight for each completion: of so many rows at once as a prompt has completions.
+            reached = np.cumsum(some_RN[:, order // count], axis=1)
+            halfway.append((reached >= reached[:, -1:] / 2).argmax(1))
+        return self.values_NK.ravel()[order][np.concatenate(halfway)]
 
 
 Measure = Mean | Median
@@ -210,12 +226,30 @@ def measures(
     return {group: own for group, own in shown.items() if own}
 
 
-def estimate(measure: Measure, weights_RN: Floats) -> Estimate:
-    """Return a measure with its percentile interval over resampled clusters."""
-    drawn_R = measure.at(weights_RN)
+def estimate(measure: Measure, drawn_R: Floats) -> Estimate:
+    """Return a measure with its percentile interval, from what resamples of it gave."""
     low, high = np.nanquantile(drawn_R, [0.025, 0.975])
-    value = measure.at(np.ones((1, weights_RN.shape[1])))[0]
-    return Estimate(float(value), float(low), float(high), measure.n)
+    return Estimate(measure.value, float(low), float(high), measure.n)
+
+
+def resampled(
+    measures: Sequence[Measure], clusters_N: Sequence[str], *, resamples: int, seed: int
+) -> list[Floats]:
+    """Return drawn_R of each measure of the same prompts, all under the same resamples."""
+    blocks = resample_blocks(clusters_N, resamples=resamples, seed=seed)
+    found = [[measure.at(weights_RN) for measure in measures] for weights_RN in blocks]
+    return [np.concatenate(column) for column in zip(*found, strict=True)]
+
+
+def estimates(
+    named: Mapping[K, Measure], clusters_N: Sequence[str], *, resamples: int, seed: int
+) -> dict[K, dict[str, float]]:
+    """Return the estimate of each measure as plain data, all from the same resamples."""
+    drawn = resampled(list(named.values()), clusters_N, resamples=resamples, seed=seed)
+    return {
+        name: estimate(measure, drawn_R).plain()
+        for (name, measure), drawn_R in zip(named.items(), drawn, strict=True)
+    }
 
 
 def clusters_of(answers: Answers) -> list[str]:
@@ -251,15 +285,12 @@ def summarise(
     """
     result: dict[str, dict] = {}
     for (name, category), answers in strata(rows).items():
-        weights_RN = cluster_resamples(clusters_of(answers), resamples=resamples, seed=seed)
-        found = {
-            group: {
-                metric: estimate(measure, weights_RN).plain() for metric, measure in own.items()
-            }
-            for group, own in measures(
-                answers, scorers, probabilities=probabilities, threshold=threshold
-            ).items()
-        }
+        shown = measures(answers, scorers, probabilities=probabilities, threshold=threshold)
+        named = {(group, metric): m for group, own in shown.items() for metric, m in own.items()}
+        found: dict[str, dict] = {group: {} for group in shown}
+        own = estimates(named, clusters_of(answers), resamples=resamples, seed=seed)
+        for (group, metric), plain in own.items():
+            found[group][metric] = plain
         if category is None:
             result[name] = {**found, "by_category": {}}
         else:

@@ -1,6 +1,6 @@
 """A labeler that ranks by a Hugging Face text classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,15 +36,16 @@ def rank(
     labeler: TextClassifier,
     name: str,
     base: Base,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
+    prompts: Iterable[Prompt],
+    completions: Iterable[Completion],
 ) -> tuple[list[Ranking], dict[str, float]]:
     """Rank every prompt's completions by the class's logit; only the completion is scored."""
     from stages.lib.classifier import Classifier  # torch, which a word list has no need of
 
     model = Classifier(Path(labeler.reads), labeler.label, max_tokens=labeler.max_tokens)
     sign = 1 if labeler.better == "high" else -1
-    ordered = sorted(completions, key=lambda c: c.id)
+    grouped = by_prompt(completions)
+    ordered = sorted((c for some in grouped.values() for c in some), key=lambda c: c.id)
     logit = dict(zip([c.id for c in ordered], model.logits([c.text for c in ordered]), strict=True))
     rankings = [
         ranking(
@@ -54,6 +55,6 @@ def rank(
             {c.id: sign * logit[c.id] for c in some},
             tie=labeler.tie,
         )
-        for prompt_id, some in by_prompt(completions).items()
+        for prompt_id, some in grouped.items()
     ]
     return rankings, {}

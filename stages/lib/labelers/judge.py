@@ -8,7 +8,7 @@ counted, principle by principle.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -88,8 +88,8 @@ def rank(
     labeler: Judge,
     name: str,
     base: Base,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
+    prompts: Iterable[Prompt],
+    completions: Iterable[Completion],
 ) -> tuple[list[Ranking], dict[str, float]]:
     """Rank by the mean probability of winning against the prompt's other completions.
 
@@ -187,7 +187,7 @@ def measures(principles: Sequence[str], orders: Sequence[tuple[float, float]]) -
 
 
 def _first_by_hash(
-    labeler: Judge, prompts: Sequence[Prompt], grouped: Mapping[str, Sequence[Completion]]
+    labeler: Judge, prompts: Iterable[Prompt], grouped: Mapping[str, Sequence[Completion]]
 ) -> list[Prompt]:
     fitting = [p for p in prompts if p.role in labeler.roles and len(grouped.get(p.id, ())) > 1]
     return sorted(selection.first(fitting, labeler.prompts), key=lambda p: p.id)

@@ -1,6 +1,6 @@
 """A labeler that ranks by a rule-based scorer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stages.lib import scorers
 from stages.lib.base import Base
-from stages.lib.labelers.ranks import by_prompt, ranking
+from stages.lib.labelers.ranks import each_prompt, ranking
 from stages.lib.records import Completion, Name, Prompt, Ranking
 from stages.lib.runtime.schema import Strict
 
@@ -33,13 +33,14 @@ def rank(
     labeler: Lexicon,
     name: str,
     base: Base,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
-) -> tuple[list[Ranking], dict[str, float]]:
+    prompts: Iterable[Prompt],
+    completions: Iterable[Completion],
+) -> tuple[Iterator[Ranking], dict[str, float]]:
     """Rank every prompt's completions, least harm first; only the completion is scored."""
     harm = scorers.scorer(labeler.scorer, Path(labeler.reads))
-    rankings = []
-    for prompt_id, some in by_prompt(completions).items():
+
+    def one(prompt_id: str, some: Sequence[Completion]) -> Ranking:
         scores = {c.id: -h for c, h in zip(some, harm([c.text for c in some]), strict=True)}
-        rankings.append(ranking(prompt_id, name, labeler.criterion, scores, tie=labeler.tie))
-    return rankings, {}
+        return ranking(prompt_id, name, labeler.criterion, scores, tie=labeler.tie)
+
+    return (one(*own) for own in each_prompt(completions)), {}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,8 +66,8 @@ def rank(
     labeler: People,
     name: str,
     base: Base,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
+    prompts: Iterable[Prompt],
+    completions: Iterable[Completion],
 ) -> tuple[list[AnyLabel], dict[str, float]]:
     """Return every line that people gave, skips among them; `pairs` decides what counts.
 
@@ -126,8 +126,8 @@ def shown_sha(criterion: str, prompt: Prompt, completions: Sequence[Completion])
 
 def _require_known(
     labels: Sequence[tuple[str, AnyLabel]],
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
+    prompts: Iterable[Prompt],
+    completions: Iterable[Completion],
 ) -> None:
     answers = by_prompt(completions)
     known = {prompt.id: prompt for prompt in prompts}

@@ -1,17 +1,26 @@
 """Scores of one prompt's completions to a ranking record."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from stages.lib.records import Completion, Preference, Ranking
+from stages.lib.shelf import Shelf
 
 
-def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:
+def by_prompt(completions: Iterable[Completion]) -> dict[str, list[Completion]]:
     """Return each prompt's completions, of all samplers, in order of id."""
     grouped: dict[str, list[Completion]] = defaultdict(list)
     for completion in sorted(completions, key=lambda c: c.id):
         grouped[completion.prompt_id].append(completion)
     return dict(sorted(grouped.items()))
+
+
+def each_prompt(completions: Iterable[Completion]) -> Iterator[tuple[str, list[Completion]]]:
+    """Yield the items of `by_prompt`, with no more than one of them in memory."""
+    shelf = Shelf(Completion)
+    shelf.add(0, (("", completion) for completion in completions))
+    for prompt_id, (some,) in shelf.by_prompt():
+        yield prompt_id, sorted((completion for _, completion in some), key=lambda c: c.id)
 
 
 def competition(scores: Mapping[str, float], *, tie: float) -> dict[str, int]:

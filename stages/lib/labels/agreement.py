@@ -8,11 +8,10 @@ Shape suffixes: J = judgements, P = pairs, U = units, L = labelers, V = values, 
 R = resamples.
 """
 
-import itertools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import evalica
 import numpy as np
@@ -23,10 +22,14 @@ from stages.lib.labels import consensus
 from stages.lib.labels.consensus import Judgement
 from stages.lib.records import Ranking
 from stages.lib.runtime.schema import Refusal
-from stages.lib.statistics import Estimate, Floats, bootstrap_mean, cluster_resamples
+from stages.lib.statistics import Estimate, Floats, Names, bootstrap_mean, resample_blocks
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
+
+
+UNITS = 2**16
+"""Whose coincidences are held at once."""
 
 
 class NotMeasurable(Refusal):
@@ -43,11 +46,12 @@ def figure(measure: Callable[[], Estimate]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Judgements as columns, one row for each (pair, labeler)."""
+    """Judgements as columns, one row for each (pair, labeler), in numbers as small as will do."""
 
     labelers: list[str]
     """Sorted names; `labeler_J` indexes them."""
-    cluster_P: list[str]
+    cluster_P: NDArray
+    """Name or number of each pair's cluster."""
     labeler_J: Ints
     pair_J: Ints
     record_J: Ints
@@ -58,36 +62,90 @@ class Table:
     """Rank of second minus rank of first."""
     junk_J: Bools
     first_seen_first_J: Bools
-    cluster_J: NDArray[np.str_]
+
+    @property
+    def cluster_J(self) -> NDArray:
+        """The cluster of each row's pair."""
+        return self.cluster_P[self.pair_J]
+
+    def of(self, names: Collection[str]) -> "Table":
+        """Return what some labelers judge, with the pairs of theirs alone."""
+        kept = [name for name in self.labelers if name in names]
+        number = np.full(len(self.labelers), -1)
+        number[np.isin(self.labelers, kept)] = np.arange(len(kept))
+        rows_J = number[self.labeler_J] >= 0
+        pairs, pair_J = np.unique(self.pair_J[rows_J], return_inverse=True)
+        return Table(
+            kept,
+            self.cluster_P[pairs],
+            number[self.labeler_J[rows_J]],
+            pair_J.astype(np.int32),
+            *(column[rows_J] for column in (self.record_J, self.verdict_J, self.places_J)),
+            *(column[rows_J] for column in (self.junk_J, self.first_seen_first_J)),
+        )
 
 
-def table(judged: Sequence[Judgement], clusters: Mapping[str, str]) -> Table:
+Pair = tuple[str, str, str]
+"""Prompt, first and second completion."""
+
+
+class Growing:
+    """A table that is filled some prompts at a time, those of later names later."""
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+        self._blocks: list[tuple[NDArray, ...]] = []
+        self._clusters: list[NDArray] = []
+        self._pairs = self._records = 0
+
+    def add(self, judged: Sequence[Judgement], clusters: Mapping[str, Any]) -> list[Pair]:
+        """Take in judgements, at most one of a labeler on a pair; return their pairs, sorted."""
+        if not judged:
+            return []
+        number = self._number
+        pairs = sorted({(j.prompt_id, j.first, j.second) for j in judged})
+        at_pair = {pair: n for n, pair in enumerate(pairs, start=self._pairs)}
+        records = sorted({(j.prompt_id, j.labeler) for j in judged})
+        at_record = {record: n for n, record in enumerate(records, start=self._records)}
+        self._pairs += len(pairs)
+        self._records += len(records)
+        self._clusters.append(np.array([clusters[prompt_id] for prompt_id, _, _ in pairs]))
+        self._blocks.append(
+            tuple(
+                np.array(column, dtype=kind)
+                for kind, column in (
+                    (np.int32, [number.setdefault(j.labeler, len(number)) for j in judged]),
+                    (np.int32, [at_pair[j.prompt_id, j.first, j.second] for j in judged]),
+                    (np.int32, [at_record[j.prompt_id, j.labeler] for j in judged]),
+                    (np.int8, [j.verdict for j in judged]),
+                    (np.int32, [j.places for j in judged]),
+                    (bool, [j.junk for j in judged]),
+                    (bool, [j.first_seen_first for j in judged]),
+                )
+            )
+        )
+        return pairs
+
+    def table(self) -> Table:
+        """Return what was taken in."""
+        if not self._blocks:
+            return Table([], *([np.zeros(0, np.int64)] * 6), *([np.zeros(0, bool)] * 2))
+        names = sorted(self._number)
+        place = np.array([names.index(name) for name in self._number], dtype=np.int32)
+        labeler_J, *others = (np.concatenate(column) for column in zip(*self._blocks, strict=True))
+        return Table(names, np.concatenate(self._clusters), place[labeler_J], *others)
+
+
+def table(judged: Sequence[Judgement], clusters: Mapping[str, Any]) -> Table:
     """Return judgements as columns.
 
     Args:
         judged: at most one of a labeler on a pair.
         clusters: prompt id to the cluster that is resampled.
     """
-    labelers = sorted({j.labeler for j in judged})
-    number = {name: index for index, name in enumerate(labelers)}
-    pairs = sorted({(j.prompt_id, j.first, j.second) for j in judged})
-    pair_number = {pair: index for index, pair in enumerate(pairs)}
-    records = {(j.prompt_id, j.labeler): 0 for j in judged}
-    record_number = {key: index for index, key in enumerate(sorted(records))}
-    return Table(
-        labelers=labelers,
-        cluster_P=[clusters[prompt_id] for prompt_id, _, _ in pairs],
-        labeler_J=np.array([number[j.labeler] for j in judged], dtype=np.int64),
-        pair_J=np.array(
-            [pair_number[j.prompt_id, j.first, j.second] for j in judged], dtype=np.int64
-        ),
-        record_J=np.array([record_number[j.prompt_id, j.labeler] for j in judged], dtype=np.int64),
-        verdict_J=np.array([j.verdict for j in judged], dtype=np.int64),
-        places_J=np.array([j.places for j in judged], dtype=np.int64),
-        junk_J=np.array([j.junk for j in judged], dtype=bool),
-        first_seen_first_J=np.array([j.first_seen_first for j in judged], dtype=bool),
-        cluster_J=np.array([clusters[j.prompt_id] for j in judged], dtype=str),
-    )
+    growing = Growing()
+    growing.add(judged, clusters)
+    return growing.table()
 
 
 def tie_rate(t: Table, labeler: str, *, resamples: int, seed: int) -> Estimate:
@@ -100,15 +158,23 @@ def tie_rate(t: Table, labeler: str, *, resamples: int, seed: int) -> Estimate:
 
 
 def junk_rate(
-    rankings: Sequence[Ranking], clusters: Mapping[str, str], *, resamples: int, seed: int
+    shown_N: Ints, junk_N: Ints, clusters_N: Names, *, resamples: int, seed: int
 ) -> Estimate:
-    """Share of the completions shown that were called junk ('F'), over the rankings given."""
-    shown = [(r, cid) for r in rankings for cid in r.shown]
-    if not shown:
+    """Share of the completions shown that were called junk ('F').
+
+    Args:
+        shown_N: completions that each ranking is about.
+        junk_N: of those, the junk.
+        clusters_N: of each ranking's prompt.
+        resamples: draws of clusters.
+        seed: of the generator.
+    """
+    if not shown_N.sum():
         raise NotMeasurable("no completion was shown")
-    values = [float(cid in r.junk) for r, cid in shown]
-    names = [clusters[r.prompt_id] for r, _ in shown]
-    return bootstrap_mean(values, names, resamples=resamples, seed=seed)
+    values = np.repeat(
+        np.tile([1.0, 0.0], len(shown_N)), np.stack([junk_N, shown_N - junk_N], 1).ravel()
+    )
+    return bootstrap_mean(values, np.repeat(clusters_N, shown_N), resamples=resamples, seed=seed)
 
 
 def position_follow_rate(t: Table, labeler: str, *, resamples: int, seed: int) -> Estimate:
@@ -125,22 +191,43 @@ def position_follow_rate(t: Table, labeler: str, *, resamples: int, seed: int) -
     return bootstrap_mean(values, t.cluster_J[rows_J], resamples=resamples, seed=seed)
 
 
-Found = tuple[int, int, str]
-"""What two labelers say of one pair, and its cluster."""
+class Found(NamedTuple):
+    """What two labelers say of the same pairs: their verdicts, and the pairs' clusters."""
+
+    first_N: Ints
+    second_N: Ints
+    cluster_N: NDArray
 
 
-def couples(t: Table) -> dict[tuple[str, str], list[Found]]:
+def found(said: Sequence[tuple[int, int, Any]]) -> Found:
+    """Return (verdict, other verdict, cluster) as columns."""
+    first, second, clusters = zip(*said, strict=True) if said else ((), (), ())
+    return Found(np.array(first, np.int8), np.array(second, np.int8), np.array(clusters))
+
+
+def joined(several: Sequence[Found]) -> Found:
+    """Return what several say as one."""
+    return Found(*(np.concatenate(column) for column in zip(*several, strict=True)))
+
+
+def couples(t: Table) -> dict[tuple[str, str], Found]:
     """Return what each two labelers say of the pairs that both judge, by their names in order."""
-    groups = defaultdict(list)
-    for row in np.lexsort((t.labeler_J, t.pair_J)):
-        groups[int(t.pair_J[row])].append(int(row))
-    found: dict[tuple[str, str], list[Found]] = defaultdict(list)
-    for rows in groups.values():
-        for one, other in itertools.combinations(rows, 2):
-            couple = t.labelers[t.labeler_J[one]], t.labelers[t.labeler_J[other]]
-            said = int(t.verdict_J[one]), int(t.verdict_J[other]), str(t.cluster_J[one])
-            found[couple].append(said)
-    return found
+    order = np.lexsort((t.labeler_J, t.pair_J))
+    pair_J, labeler_J, verdict_J = t.pair_J[order], t.labeler_J[order], t.verdict_J[order]
+    most = int(np.bincount(pair_J).max(initial=0)) if len(pair_J) else 0
+    # Rows of one pair stand together: each goes with the next, the one after the next, …
+    steps = [np.nonzero(pair_J[step:] == pair_J[:-step])[0] for step in range(1, most)]
+    one = np.concatenate([np.zeros(0, np.int64), *steps])
+    other = np.concatenate([np.zeros(0, np.int64), *(k + n for n, k in enumerate(steps, start=1))])
+    code = labeler_J[one].astype(np.int64) * len(t.labelers) + labeler_J[other]
+    by_code = np.lexsort((pair_J[one], code))
+    codes, starts = np.unique(code[by_code], return_index=True)
+    result: dict[tuple[str, str], Found] = {}
+    for value, rows in zip(codes.tolist(), np.split(by_code, starts)[1:], strict=True):
+        a, b = one[rows], other[rows]
+        names = t.labelers[value // len(t.labelers)], t.labelers[value % len(t.labelers)]
+        result[names] = Found(verdict_J[a], verdict_J[b], t.cluster_P[pair_J[a]])
+    return result
 
 
 def raw_agreement(
@@ -157,10 +244,10 @@ def raw_agreement(
     by_couple = couples(t)
     if not by_couple:
         raise NotMeasurable("no pair is judged by two labelers")
-    pooled = share_alike(list(itertools.chain(*by_couple.values())), resamples, seed)
-    named = {f"{one}:{other}": found for (one, other), found in sorted(by_couple.items())}
+    pooled = share_alike(joined(list(by_couple.values())), resamples, seed)
     return pooled, {
-        couple: compared(found, resamples=resamples, seed=seed) for couple, found in named.items()
+        f"{one}:{other}": compared(said, resamples=resamples, seed=seed)
+        for (one, other), said in sorted(by_couple.items())
     }
 
 
@@ -176,58 +263,61 @@ def agreement_of(
         seed: of the generator.
     """
     pooled: dict[str, list[Found]] = defaultdict(list)
-    for (one, other), found in sorted(couples(t).items()):
+    for (one, other), said in sorted(couples(t).items()):
         name = group(one, other)
         if name is not None:
-            pooled[name] += found
+            pooled[name].append(said)
     return {
-        name: compared(found, resamples=resamples, seed=seed)
-        for name, found in sorted(pooled.items())
+        name: compared(joined(several), resamples=resamples, seed=seed)
+        for name, several in sorted(pooled.items())
     }
 
 
 def matched(
-    own: Sequence[Judgement], other: Sequence[Judgement], clusters: Mapping[str, str]
-) -> list[Found]:
+    own: Sequence[Judgement], other: Sequence[Judgement], clusters: Mapping[str, Any]
+) -> Found:
     """Return what `own` and `other` say of the pairs that both judge, such as an answer key's."""
     said = defaultdict(list)
     for judgement in other:
         said[judgement.first, judgement.second].append(judgement.verdict)
-    return [
-        (judgement.verdict, verdict, clusters[judgement.prompt_id])
-        for judgement in own
-        for verdict in said[judgement.first, judgement.second]
-    ]
+    return found(
+        [
+            (judgement.verdict, verdict, clusters[judgement.prompt_id])
+            for judgement in own
+            for verdict in said[judgement.first, judgement.second]
+        ]
+    )
 
 
-def compared(found: Sequence[Found], *, resamples: int, seed: int) -> dict[str, Any]:
+def compared(said: Found, *, resamples: int, seed: int) -> dict[str, Any]:
     """Return the share ordered alike, or why there is none, with the counts that it leaves out.
 
     `clusters` is how many prompt clusters the share rests on.
     """
+    strict_N = (said.first_N != 0) & (said.second_N != 0)
     return {
-        **figure(lambda: share_alike(found, resamples, seed)),
-        **_contingency(found),
-        "clusters": len({cluster for a, b, cluster in found if a and b}),
+        **figure(lambda: share_alike(said, resamples, seed)),
+        **_contingency(said),
+        "clusters": len(np.unique(said.cluster_N[strict_N])),
     }
 
 
-def share_alike(found: Sequence[Found], resamples: int, seed: int) -> Estimate:
-    """Share of (verdict, other verdict, cluster) without a tie in which both verdicts agree."""
-    strict = [(float(a == b), cluster) for a, b, cluster in found if a and b]
-    if not strict:
+def share_alike(said: Found, resamples: int, seed: int) -> Estimate:
+    """Share of the pairs that neither of two labelers ties in which both verdicts agree."""
+    strict_N = (said.first_N != 0) & (said.second_N != 0)
+    if not strict_N.any():
         raise NotMeasurable("every pair is tied by one of the labelers")
-    values, clusters = zip(*strict, strict=True)
-    return bootstrap_mean(values, clusters, resamples=resamples, seed=seed)
+    alike_N = (said.first_N == said.second_N)[strict_N].astype(np.float64)
+    return bootstrap_mean(alike_N, said.cluster_N[strict_N], resamples=resamples, seed=seed)
 
 
-def _contingency(found: Sequence[Found]) -> dict[str, int]:
-    counts = Counter((abs(a) + abs(b), a * b) for a, b, _ in found)
+def _contingency(said: Found) -> dict[str, int]:
+    ties_N = (said.first_N == 0).astype(int) + (said.second_N == 0)
     return {
-        "alike": counts[2, 1],
-        "opposite": counts[2, -1],
-        "tied_by_one": counts[1, 0],
-        "tied_by_both": counts[0, 0],
+        "alike": int((said.first_N * said.second_N == 1).sum()),
+        "opposite": int((said.first_N * said.second_N == -1).sum()),
+        "tied_by_one": int((ties_N == 1).sum()),
+        "tied_by_both": int((ties_N == 2).sum()),
     }
 
 
@@ -244,7 +334,7 @@ def kendall(t: Table, labeler: str, *, resamples: int, seed: int) -> Estimate:
     sums_P = np.bincount(t.pair_J, weights=t.places_J, minlength=len(t.cluster_P))
     judges_P = np.bincount(t.pair_J, minlength=len(t.cluster_P))
     mine_J = (t.labeler_J == t.labelers.index(labeler)) & (judges_P[t.pair_J] > 1)
-    record, index = np.unique(t.record_J[mine_J], return_inverse=True)
+    record, row, index = np.unique(t.record_J[mine_J], return_index=True, return_inverse=True)
     mine = t.verdict_J[mine_J].astype(np.float64)
     others = np.sign(sums_P[t.pair_J[mine_J]] - t.places_J[mine_J])
     shape = len(record)
@@ -252,12 +342,11 @@ def kendall(t: Table, labeler: str, *, resamples: int, seed: int) -> Estimate:
     if not (spread > 0).any():
         raise NotMeasurable(f"no prompt is ordered both by {labeler} and by another labeler")
     tau = np.bincount(index, mine * others, shape)[spread > 0] / np.sqrt(spread[spread > 0])
-    cluster_of = dict(zip(t.record_J[mine_J].tolist(), t.cluster_J[mine_J].tolist(), strict=True))
-    clusters = [cluster_of[key] for key in record[spread > 0].tolist()]
+    clusters = t.cluster_P[t.pair_J[mine_J][row[spread > 0]]]
     return bootstrap_mean(tau, clusters, resamples=resamples, seed=seed)
 
 
-def verdict_ratings(t: Table) -> tuple[Floats, list[str]]:
+def verdict_ratings(t: Table) -> tuple[Floats, NDArray]:
     """Return ratings_LU with a unit for each pair, its value the verdict, and each unit's cluster.
 
     Alpha depends on the orientation of the pairs (by id) through the shares of the two verdicts.
@@ -267,31 +356,26 @@ def verdict_ratings(t: Table) -> tuple[Floats, list[str]]:
     return ratings_LU, t.cluster_P
 
 
-def rank_ratings(
-    rankings: Sequence[Ranking], clusters: Mapping[str, str]
-) -> tuple[Floats, list[str]]:
-    """Return ratings_LU with a unit for each completion, its value the rank, and its cluster.
+Ratings = list[tuple[str, tuple[tuple[str, ...], str], int]]
+"""Labeler, what was shown to them with the completion in question, and the place they gave it."""
+
+
+def rank_ratings(rankings: Sequence[Ranking]) -> Ratings:
+    """Return the place that each ranking gives each completion.
 
     Junk has the place below every rank. A rank means something among what was shown with it, so
-    the completion of another set (of a later round) is another unit.
+    the completion of another set (of a later round) is another unit. A unit begins with its prompt.
     """
-    given = {
-        (r.labeler, (r.prompt_id, *sorted(r.shown)), cid): rank
+    return [
+        (r.labeler, ((r.prompt_id, *sorted(r.shown)), cid), rank)
         for r in rankings
         for cid, rank in consensus.places(r).items()
-    }
-    row = {name: index for index, name in enumerate(sorted({who for who, _, _ in given}))}
-    units = sorted({(shown, cid) for _, shown, cid in given})
-    column = {unit: index for index, unit in enumerate(units)}
-    ratings_LU = np.full((len(row), len(units)), np.nan)
-    for (who, shown, cid), rank in given.items():
-        ratings_LU[row[who], column[shown, cid]] = rank
-    return ratings_LU, [clusters[shown[0]] for shown, _ in units]
+    ]
 
 
 def alpha(
     ratings_LU: Floats,
-    clusters_U: Sequence[str],
+    clusters_U: Names,
     *,
     distance: Literal["nominal", "ordinal"],
     resamples: int,
@@ -321,11 +405,13 @@ def alpha(
     values_V = np.unique(ratings_LU[~np.isnan(ratings_LU)])
     if len(values_V) == 1:
         raise NotMeasurable("every judgement is the same, so chance agreement is 1")
-    counts_UV = np.stack([(ratings_LU == value).sum(0) for value in values_V], axis=1)
     coincidence_CVV = np.zeros((len(names_C), len(values_V), len(values_V)))
-    np.add.at(coincidence_CVV, cluster_U, coincidences(counts_UV))
-    drawn_RC = cluster_resamples(names_C.tolist(), resamples=resamples, seed=seed)
-    drawn_R = alpha_of(np.tensordot(drawn_RC, coincidence_CVV, axes=1), distance=distance)
+    for of_U in np.array_split(np.arange(len(cluster_U)), len(cluster_U) // UNITS + 1):
+        counts_UV = np.stack([(ratings_LU[:, of_U] == v).sum(0) for v in values_V], axis=1)
+        np.add.at(coincidence_CVV, cluster_U[of_U], coincidences(counts_UV))
+    drawn = resample_blocks(range(len(names_C)), resamples=resamples, seed=seed)
+    summed_RVV = np.concatenate([np.tensordot(b_RC, coincidence_CVV, axes=1) for b_RC in drawn])
+    drawn_R = alpha_of(summed_RVV, distance=distance)
     without = float(np.isnan(drawn_R).mean())
     if without > 0.025:  # more than lies beyond either end of a 95 % interval
         raise NotMeasurable(

@@ -289,6 +289,7 @@ def gate(
     prompts: Mapping[str, Prompt],
     completions: Mapping[str, Completion],
     contradicted: Collection[tuple[str, str, str]],
+    leaking: Collection[str],
     mixed_samplers: bool,
 ) -> tuple[list[Candidate], dict[str, list[str]]]:
     """Return the candidates that pass, and the ids of those removed by reason.
@@ -301,7 +302,6 @@ def gate(
     Texts that differ here may still be the same tokens once cut to a model's length; only
     training knows its tokenizer, and checks that itself.
     """
-    leaking = leaking_clusters(prompts.values())
     at_odds = defaultdict(set)
     for labeler, first, second in contradicted:
         at_odds[first, second].add(labeler)
@@ -325,10 +325,12 @@ def gate(
 
 def leaking_clusters(prompts: Iterable[Prompt]) -> set[str]:
     """Return the clusters of near-duplicate prompts that lie in more than one split."""
-    splits = defaultdict(set)
-    for prompt in prompts:
-        splits[prompt.cluster].add(split_of(prompt.role))
-    return {cluster for cluster, found in splits.items() if len(found) > 1}
+    first: dict[str, Split] = {}
+    return {
+        prompt.cluster
+        for prompt in prompts
+        if first.setdefault(prompt.cluster, split_of(prompt.role)) != split_of(prompt.role)
+    }
 
 
 def refuse_above(removed: Mapping[str, Sequence[str]], total: int, max_rejected: float) -> None:

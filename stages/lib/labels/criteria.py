@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.lib.labels.agreement import NotMeasurable, figure
 from stages.lib.labels.consensus import Candidate
 from stages.lib.labels.pairing import Ballot
@@ -68,7 +71,7 @@ def together(ballots: Sequence[Ballot], weights: Mapping[str, float]) -> Ballot:
         set().union(*(one.contradicted for one in ballots)),
         judged,
         set().union(*(one.shown for one in ballots)),
-        {},
+        [ranking for one in ballots for ranking in one.counting],
     )
 
 
@@ -101,46 +104,61 @@ def _mean(
     return 0.5 if what == "p_first" and abs(mean - 0.5) < 1e-9 else mean
 
 
-def trade_off(
-    ballots: Sequence[Ballot],
-    weights: Mapping[str, float],
-    clusters: Mapping[str, str],
-    *,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Return, for each two criteria, where their verdicts on the same pairs go together.
+class TradeOff:
+    """For each two criteria, where their verdicts on the same pairs go together."""
 
-    Returns:
-        `a:b` to the number of pairs judged under both, the shares of these that are `alike`, in
-        `conflict`, and a `tie` under one or both; and `taken`: of the pairs in conflict, the share
-        on which one verdict by the weights of the two is a's, b's, and neither's.
-    """
-    often = {"resamples": resamples, "seed": seed}
-    found = {}
-    for one, other in itertools.combinations(sorted(ballots, key=lambda b: b.criterion), 2):
-        of_other = {pair.id: pair for pair in other.candidates}
-        both = [(pair, of_other[pair.id]) for pair in one.candidates if pair.id in of_other]
-        sides = [(_side(a), _side(b), clusters[a.prompt_id]) for a, b in both]
-        opposed = [
-            (_side(_merged(couple, weights)), _side(couple[0]), clusters[couple[0].prompt_id])
-            for couple in both
-            if _side(couple[0]) * _side(couple[1]) == -1
-        ]
-        nothing = f"no pair is judged under both {one.criterion} and {other.criterion}"
-        settled = f"{one.criterion} and {other.criterion} are in conflict on no pair"
-        found[f"{one.criterion}:{other.criterion}"] = {
-            "pairs": len(both),
-            "alike": _share([(a * b == 1, c) for a, b, c in sides], nothing, often),
-            "conflict": _share([(a * b == -1, c) for a, b, c in sides], nothing, often),
-            "tie": _share([(a * b == 0, c) for a, b, c in sides], nothing, often),
-            "taken": {
-                one.criterion: _share([(p == a, c) for p, a, c in opposed], settled, often),
-                other.criterion: _share([(p == -a, c) for p, a, c in opposed], settled, often),
-                "neither": _share([(p == 0, c) for p, _, c in opposed], settled, often),
-            },
-        }
-    return found
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """Begin with no pairs.
+
+        Args:
+            weights: of each criterion.
+        """
+        self._weights = weights
+        self._sides: dict[tuple[str, str], list[NDArray]] = defaultdict(list)
+        self._opposed: dict[tuple[str, str], list[NDArray]] = defaultdict(list)
+
+    def add(self, ballots: Sequence[Ballot], clusters: Mapping[str, int]) -> None:
+        """Take in the votes on some prompts."""
+        for one, other in itertools.combinations(sorted(ballots, key=lambda b: b.criterion), 2):
+            of_other = {pair.id: pair for pair in other.candidates}
+            both = [(pair, of_other[pair.id]) for pair in one.candidates if pair.id in of_other]
+            sides = [(_side(a), _side(b), clusters[a.prompt_id]) for a, b in both]
+            opposed = [
+                (_side(_merged(couple, self._weights)), _side(couple[0]), where)
+                for couple, (a, b, where) in zip(both, sides, strict=True)
+                if a * b == -1
+            ]
+            named = one.criterion, other.criterion
+            self._sides[named].append(np.array(sides, np.int32).reshape(-1, 3))
+            self._opposed[named].append(np.array(opposed, np.int32).reshape(-1, 3))
+
+    def figures(self, *, resamples: int, seed: int) -> dict[str, Any]:
+        """Return the shares of pairs that go together.
+
+        Returns:
+            `a:b` to the number of pairs judged under both, the shares of these that are `alike`,
+            in `conflict`, and a `tie` under one or both; and `taken`: of the pairs in conflict,
+            the share on which one verdict by the weights of the two is a's, b's, and neither's.
+        """
+        often = {"resamples": resamples, "seed": seed}
+        found = {}
+        for (one, other), blocks in self._sides.items():
+            a, b, where = np.concatenate(blocks).T
+            taken, first, there = np.concatenate(self._opposed[one, other]).T
+            nothing = f"no pair is judged under both {one} and {other}"
+            settled = f"{one} and {other} are in conflict on no pair"
+            found[f"{one}:{other}"] = {
+                "pairs": len(where),
+                "alike": _share(a * b == 1, where, nothing, often),
+                "conflict": _share(a * b == -1, where, nothing, often),
+                "tie": _share(a * b == 0, where, nothing, often),
+                "taken": {
+                    one: _share(taken == first, there, settled, often),
+                    other: _share(taken == -first, there, settled, often),
+                    "neither": _share(taken == 0, there, settled, often),
+                },
+            }
+        return found
 
 
 def _side(pair: Candidate) -> int:
@@ -149,11 +167,11 @@ def _side(pair: Candidate) -> int:
 
 
 def _share(
-    found: Sequence[tuple[bool, str]], nothing: str, often: Mapping[str, int]
+    is_so_N: NDArray, clusters_N: NDArray, nothing: str, often: Mapping[str, int]
 ) -> dict[str, Any]:
     def measure() -> Estimate:
-        if not found:
+        if not len(is_so_N):
             raise NotMeasurable(nothing)
-        return bootstrap_mean([float(is_so) for is_so, _ in found], [c for _, c in found], **often)
+        return bootstrap_mean(is_so_N.astype(float), clusters_N, **often)
 
     return figure(measure)

@@ -24,10 +24,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from stages.lib.labels.agreement import NotMeasurable
-from stages.lib.labels.consensus import Judgement
-from stages.lib.statistics import Estimate, Floats, cluster_resamples
+from stages.lib.statistics import Estimate, Floats, resample_blocks
 
-Indices = NDArray[np.int64]
+Indices = NDArray[np.integer]
 
 
 class Comparison(NamedTuple):
@@ -41,28 +40,41 @@ class Comparison(NamedTuple):
     """Of the prompt; comparisons of one cluster are resampled together."""
 
 
-def comparisons(
-    judged: Sequence[Judgement], samplers: Mapping[str, str], clusters: Mapping[str, str]
-) -> list[Comparison]:
-    """Return the judgements that compare two samplers.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Comparisons of different samplers, in any order and orientation."""
 
-    Args:
-        judged: of any labelers.
-        samplers: completion id to its sampler.
-        clusters: prompt id to its cluster.
-    """
-    return [
-        Comparison(samplers[j.first], samplers[j.second], j.verdict, clusters[j.prompt_id])
-        for j in judged
-        if samplers[j.first] != samplers[j.second]
-    ]
+    names: list[str]
+    """Of samplers, sorted."""
+    left_N: Indices
+    right_N: Indices
+    outcome_N: Indices
+    cluster_N: NDArray
+
+    def of(self, which_N: NDArray[np.bool_]) -> "Columns":
+        """Return some of them."""
+        columns = self.left_N, self.right_N, self.outcome_N, self.cluster_N
+        return Columns(self.names, *(column[which_N] for column in columns))
 
 
-def ratings(compared: Sequence[Comparison], *, resamples: int, seed: int) -> dict[str, Estimate]:
+def columns(compared: Sequence[Comparison]) -> Columns:
+    """Return comparisons as columns."""
+    names = sorted({name for c in compared for name in (c.left, c.right)})
+    # Column by column: to zip 100,000 rows costs ten times as much as to read them.
+    return Columns(
+        names,
+        _numbered([c.left for c in compared], names),
+        _numbered([c.right for c in compared], names),
+        np.array([c.outcome for c in compared], dtype=np.int64),
+        np.array([c.cluster for c in compared]),
+    )
+
+
+def ratings(compared: Columns, *, resamples: int, seed: int) -> dict[str, Estimate]:
     """Return each sampler's rating with its interval; n is in comparisons of that sampler.
 
     Args:
-        compared: comparisons of different samplers, in any order and orientation.
+        compared: the comparisons.
         resamples: R, draws of clusters.
         seed: of the generator.
 
@@ -71,19 +83,21 @@ def ratings(compared: Sequence[Comparison], *, resamples: int, seed: int) -> dic
             two samplers, parts that were never compared, a part that wins everything, or so few
             clusters that over 2.5 % of the resamples are like that and the interval has no end.
     """
-    names = sorted({name for c in compared for name in (c.left, c.right)})
+    there = np.unique(np.concatenate([compared.left_N, compared.right_N]))
+    names = [compared.names[n] for n in there]
     if len(names) < 2:
         raise NotMeasurable("a rating compares samplers, and fewer than two are compared here")
-    duels = count(compared, names)
+    duels = count(compared)
     left_D, right_D, total_D3 = duels.left_D, duels.right_D, duels.total_D3
     reason = unrated(left_D, right_D, total_D3, names)
     if reason:
         raise NotMeasurable(reason)
     found_S, start = fit(left_D, right_D, total_D3, np.zeros(len(names) + 1))
-    clusters_C, counts_CD3 = duels.by_cluster([c.cluster for c in compared])
-    drawn_RC = cluster_resamples(clusters_C, resamples=resamples, seed=seed)
+    counts_CD3 = duels.by_cluster(compared.cluster_N)
+    drawn = resample_blocks(range(len(counts_CD3)), resamples=resamples, seed=seed)
+    drawn_RD3 = np.concatenate([np.tensordot(b_RC, counts_CD3, axes=1) for b_RC in drawn])
     drawn_RS = np.full((resamples, len(names)), np.nan)
-    for draw, drawn_D3 in enumerate(np.tensordot(drawn_RC, counts_CD3, axes=1)):
+    for draw, drawn_D3 in enumerate(drawn_RD3):
         if not unrated(left_D, right_D, drawn_D3, names):
             drawn_RS[draw], _ = fit(left_D, right_D, drawn_D3, start)
     without = float(np.isnan(drawn_RS).any(1).mean())
@@ -112,31 +126,29 @@ class Duels:
     cell_N: Indices
     """Which cell of total_D3 each comparison is counted in."""
 
-    def by_cluster(self, clusters_N: Sequence[str]) -> tuple[list[str], Floats]:
-        """Return the clusters' names and counts_CD3, the outcomes of each."""
-        clusters_C = sorted(set(clusters_N))
+    def by_cluster(self, clusters_N: NDArray) -> Floats:
+        """Return counts_CD3, the outcomes of each cluster."""
+        clusters_C, cluster_N = np.unique(clusters_N, return_inverse=True)
         cells = self.total_D3.size
-        place_N = _numbered(clusters_N, clusters_C) * cells + self.cell_N
+        place_N = cluster_N.reshape(-1) * cells + self.cell_N
         counts = np.bincount(place_N, minlength=len(clusters_C) * cells).astype(np.float64)
-        return clusters_C, counts.reshape(len(clusters_C), *self.total_D3.shape)
+        return counts.reshape(len(clusters_C), *self.total_D3.shape)
 
 
-def count(compared: Sequence[Comparison], names: Sequence[str]) -> Duels:
+def count(compared: Columns) -> Duels:
     """Count outcomes for each two samplers that are compared.
 
     Args:
-        compared: in any order and orientation, at least one.
-        names: of the samplers.
+        compared: at least one comparison.
     """
-    # Column by column: to zip 100,000 rows costs ten times as much as to read them.
-    one_N = _numbered([c.left for c in compared], names)
-    other_N = _numbered([c.right for c in compared], names)
-    outcome_N = np.array([c.outcome for c in compared]) * np.where(one_N < other_N, 1, -1)
+    there = np.unique(np.concatenate([compared.left_N, compared.right_N]))
+    one_N, other_N = np.searchsorted(there, (compared.left_N, compared.right_N))
+    outcome_N = compared.outcome_N * np.where(one_N < other_N, 1, -1)
     low_N, high_N = np.minimum(one_N, other_N), np.maximum(one_N, other_N)
-    duels_D, duel_N = np.unique(low_N * len(names) + high_N, return_inverse=True)
+    duels_D, duel_N = np.unique(low_N * len(there) + high_N, return_inverse=True)
     cell_N = 3 * duel_N.reshape(-1) + np.select([outcome_N > 0, outcome_N < 0], [0, 1], default=2)
     total_D3 = np.bincount(cell_N, minlength=3 * len(duels_D)).astype(np.float64).reshape(-1, 3)
-    return Duels(duels_D // len(names), duels_D % len(names), total_D3, cell_N)
+    return Duels(duels_D // len(there), duels_D % len(there), total_D3, cell_N)
 
 
 def _numbered(values: Sequence[str], names: Sequence[str]) -> Indices:
@@ -259,10 +271,9 @@ def _newton(
 
 
 def report(
-    judged: Sequence[Judgement],
+    compared: Columns,
+    by_N: Sequence[str] | NDArray,
     *,
-    samplers: Mapping[str, str],
-    clusters: Mapping[str, str],
     kinds: Mapping[str, str],
     resamples: int,
     seed: int,
@@ -270,9 +281,8 @@ def report(
     """Return the ratings by all labelers together and, where there are several, by each kind.
 
     Args:
-        judged: judgements of all labelers.
-        samplers: completion id to its sampler.
-        clusters: prompt id to its cluster.
+        compared: by any labelers.
+        by_N: the kind of labeler each comparison is of.
         kinds: labeler to its kind (people, lexicon, …).
         resamples: draws of clusters.
         seed: of the generator.
@@ -281,16 +291,14 @@ def report(
         Set of labelers (`all`, or a kind) to its number of comparisons and either `ratings`, by
         sampler, or why they are `refused`.
     """
-    sets = {"all": set(kinds)}
+    sets = {"all": np.ones(len(compared.outcome_N), dtype=bool)}
     if len(set(kinds.values())) > 1:
-        for kind in sorted(set(kinds.values())):
-            sets[kind] = {name for name, of in kinds.items() if of == kind}
-    found = {}
-    for name, members in sets.items():
-        compared = comparisons([j for j in judged if j.labeler in members], samplers, clusters)
-        found[name] = {"comparisons": len(compared)}
+        sets |= {kind: np.asarray(by_N) == kind for kind in sorted(set(kinds.values()))}
+    found: dict[str, Any] = {}
+    for name, which_N in sets.items():
+        found[name] = {"comparisons": int(which_N.sum())}
         try:
-            rated = ratings(compared, resamples=resamples, seed=seed)
+            rated = ratings(compared.of(which_N), resamples=resamples, seed=seed)
             found[name]["ratings"] = {sampler: e.plain() for sampler, e in rated.items()}
         except NotMeasurable as reason:
             found[name]["refused"] = str(reason)

@@ -17,7 +17,7 @@ from stages.lib.preferences.form import Gathered, Item
 from stages.lib.records import Completion, Prompt, Ranking, SourcePrompt
 from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
-from stages.lib.runtime.schema import Refusal, check
+from stages.lib.runtime.schema import Refusal
 from stages.lib.split import Split
 
 PUBLISHED = "published"
@@ -45,6 +45,8 @@ def published(
         RecordError: as `sets.read` does.
         Refusal: two entries have one name, which their prompts' ids begin with.
     """
+    if not entries:  # nothing that the graph's own prompts would be compared with
+        return Source([], [], [], {}, {}), {}
     twice = [name for name, n in Counter(entry.name for entry in entries).items() if n > 1]
     if twice:
         raise Refusal(f"params.yaml: pairs.sources: two entries are named {twice[0]}; rename one")
@@ -128,7 +130,8 @@ def revised(names: Sequence[str], folder: Path) -> Source:
     Raises:
         RecordError: an entry has not run, or a line is not what it writes.
     """
-    source = Source([], [], [], dict.fromkeys(names, REVISER), {})
+    completions: list[tuple[str, Completion]] = []
+    rankings: list[tuple[str, Ranking]] = []
     for name in names:
         if not (folder / name).is_dir():
             raise RecordError(
@@ -136,9 +139,8 @@ def revised(names: Sequence[str], folder: Path) -> Source:
                 f"`dvc repro revise@{name}` makes it, from an entry of `revisers`"
             )
         for file, kind, lines in (
-            ("completions", Completion, source.completions),
-            ("rankings", Ranking, source.labels),
+            ("completions", Completion, completions),
+            ("rankings", Ranking, rankings),
         ):
-            for where, row in files.raw_lines(folder / name / f"{file}.jsonl"):
-                lines.append((where, check(row, kind, where, RecordError)))
-    return source
+            lines += files.records(folder / name / f"{file}.jsonl", kind)
+    return Source([], completions, rankings, dict.fromkeys(names, REVISER), {})

@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stages.lib.labels import agreement, consensus, skill
-from stages.lib.labels.agreement import NotMeasurable
+from stages.lib.labels import consensus, skill
+from stages.lib.labels.agreement import NotMeasurable, Table
 from stages.lib.labels.consensus import REASONS, SPLITS, Candidate, How, Ties
 from stages.lib.labels.reading import Given
 from stages.lib.records import Pair, Ranking
@@ -63,12 +65,12 @@ class Ballot:
     """Prompt id to its completions that were judged."""
     shown: set[tuple[str, ...]]
     """Pairs that were shown, with the labeler where verdicts stay apart."""
-    skills: Mapping[str, float]
-    """What the votes weigh by, where they do; of the voters alone."""
+    counting: Sequence[Ranking]
+    """The rankings that it was made from."""
 
 
 def ballot(
-    criterion: str, stated: Sequence[Ranking], voting: Voting, clusters: Mapping[str, str]
+    criterion: str, stated: Sequence[Ranking], voting: Voting, skills: Mapping[str, float]
 ) -> Ballot:
     """Return the votes of one criterion.
 
@@ -76,13 +78,10 @@ def ballot(
         criterion: what was asked.
         stated: the voters' rankings of it, every revision.
         voting: how they become verdicts.
-        clusters: prompt id to its cluster.
+        skills: what the votes weigh by, where they do.
     """
     counting = consensus.current(stated)
     judged, _ = consensus.judged_once(counting)
-    skills: dict[str, float] = {}
-    if voting.consensus == "weighted" and judged:
-        skills = skill.skills(agreement.table(judged, clusters), prior=voting.prior)
     completions = defaultdict(set)
     for ranking in counting:
         completions[ranking.prompt_id].update(ranking.shown)
@@ -103,19 +102,33 @@ def ballot(
             for ranking in counting
             for pair in itertools.combinations(sorted(ranking.shown), 2)
         },
-        skills,
+        counting,
     )
+
+
+def weights(t: Table, voters: Collection[str], voting: Voting) -> dict[str, float]:
+    """Return the skill that each voter's vote weighs by; none where votes weigh alike.
+
+    Args:
+        t: what everybody judges under one criterion.
+        voters: whose votes count, and whose agreement alone tells their skills.
+        voting: how they become verdicts.
+    """
+    own = t.of(voters)
+    if voting.consensus != "weighted" or not own.labelers:
+        return {}
+    return skill.skills(own, prior=voting.prior)
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What became of the votes."""
+    """What became of the votes on some prompts."""
 
     rows: list[Pair]
     passed: list[Candidate]
     """Those that the gate let through."""
-    removed: dict[str, list[str]]
-    """Why the gate removed a pair, to the pairs' ids."""
+    removed: list[dict[str, list[str]]]
+    """Of each ballot, why the gate removed a pair, to the pairs' ids."""
     left_out: dict[str, int]
     """Why a pair past the gate is none to learn from, and `junk`, which never came there."""
     judged: int
@@ -123,29 +136,118 @@ class Decided:
 
 
 def decide(ballots: Sequence[Ballot], given: Given, voting: Voting) -> Decided:
-    """Pass candidates through the gate and make those that are left into rows.
-
-    Raises:
-        LabelError: the gate removes more than `max_rejected`.
-    """
+    """Pass candidates through the gate and make those that are left into rows."""
     passed: list[Candidate] = []
-    removed: dict[str, list[str]] = {reason: [] for reason in REASONS}
+    removed = []
     for one in ballots:
         through, held = consensus.gate(
             one.candidates,
             prompts=given.prompts,
             completions=given.completions,
             contradicted=one.contradicted,
+            leaking=given.leaking,
             mixed_samplers=voting.mixed_samplers,
         )
         passed += through
-        removed = {reason: removed[reason] + held[reason] for reason in REASONS}
+        removed.append(held)
     passed.sort(key=lambda pair: (pair.prompt_id, pair.id))
     judged = sum(len(one.candidates) for one in ballots)
-    consensus.refuse_above(removed, judged, voting.max_rejected)
     kept, left_out = consensus.select(passed, ties=voting.ties, min_p_chosen=voting.min_p_chosen)
     left_out["junk"] = sum(len(one.shown) for one in ballots) - judged
     return Decided(_rows(kept, ballots, given), passed, removed, left_out, judged)
+
+
+class Ledger:
+    """Where every judged pair and every prompt went, summed over all prompts."""
+
+    def __init__(self) -> None:
+        self.judged = 0
+        self.removed: list[dict[str, list[str]]] = []
+        self.left_out: Counter[str] = Counter()
+        self.splits: Counter[str] = Counter()
+        self.roles: Counter[str] = Counter()
+        self.criteria: Counter[str] = Counter()
+        self.prompts: Counter[str] = Counter()
+        self.rankings = 0
+        self._ties: list[NDArray] = []
+        self._clusters: list[NDArray] = []
+
+    def add(self, decided: Decided, counting: Sequence[Ranking], given: Given) -> None:
+        """Take in what became of some prompts."""
+        self.judged += decided.judged
+        self.removed = self.removed or [{reason: [] for reason in REASONS} for _ in decided.removed]
+        for whole, held in zip(self.removed, decided.removed, strict=True):
+            for reason, ids in held.items():
+                whole[reason] += ids
+        self.left_out.update(decided.left_out)
+        self.splits.update(consensus.split_of(row.role) for row in decided.rows)
+        self.roles.update(row.role for row in decided.rows)
+        self.criteria.update(row.criterion for row in decided.rows)
+        self.rankings += len(counting)
+        self._add_prompts(decided.rows, counting, given)
+        clusters = given.clusters()
+        self._ties.append(np.array([pair.p_first == 0.5 for pair in decided.passed], bool))
+        numbers = [clusters[pair.prompt_id] for pair in decided.passed]
+        self._clusters.append(np.array(numbers, np.int32))
+
+    def _add_prompts(self, rows: Sequence[Pair], counting: Sequence[Ranking], given: Given) -> None:
+        answered = {answer.prompt_id for answer in given.completions.values()}
+        ranked = {ranking.prompt_id for ranking in counting}
+        useful = {ranking.prompt_id for ranking in counting if ranking.ranks}
+        paired = {row.prompt_id for row in rows}
+        self.prompts["with_pairs"] += len(paired)
+        self.prompts["without_pairs"] += len(useful - paired)
+        self.prompts["all_junk"] += len(ranked - useful)
+        self.prompts["unranked"] += len(answered - ranked)
+
+    def by_reason(self) -> dict[str, list[str]]:
+        """Return why the gate removed a pair, to the pairs' ids."""
+        return {
+            reason: [pair for held in self.removed for pair in held[reason]] for reason in REASONS
+        }
+
+    def pair_counts(self) -> dict[str, Any]:
+        """Return where every judged pair went.
+
+        `judged` is what the gate saw, and `removed_share` is of that; `left_out.junk` never came
+        to the gate (junk against junk, or below not-junk where such pairs are off).
+        """
+        removed = self.by_reason()
+        return {
+            "judged": self.judged,
+            "written": {split: self.splits[split] for split in SPLITS},
+            "roles": dict(sorted(self.roles.items())),
+            "criteria": dict(sorted(self.criteria.items())),
+            "removed": {reason: len(ids) for reason, ids in removed.items()},
+            "removed_ids": {reason: ids for reason, ids in removed.items() if ids},
+            "removed_share": sum(map(len, removed.values())) / max(self.judged, 1),
+            "left_out": dict(self.left_out),
+        }
+
+    def prompt_counts(self) -> dict[str, int]:
+        """Count prompts by what became of them; the four kinds are disjoint.
+
+        Unranked are those with completions that no counting ranking is about.
+        """
+        return {
+            kind: self.prompts[kind]
+            for kind in ("with_pairs", "without_pairs", "all_junk", "unranked")
+        }
+
+    def tie_rate(self, *, resamples: int, seed: int) -> Estimate:
+        """Share of the pairs past the gate on which the consensus is a tie."""
+        ties, clusters = map(np.concatenate, (self._ties, self._clusters))
+        if not len(ties):
+            raise NotMeasurable("the gate lets no pair through")
+        return bootstrap_mean(ties.astype(float), clusters, resamples=resamples, seed=seed)
+
+    def reasons(self) -> str:
+        """Say why no pair is left, in numbers."""
+        lost = {**{name: len(ids) for name, ids in self.by_reason().items()}, **self.left_out}
+        shown = self.judged + self.left_out["junk"]
+        return (
+            ", ".join(f"{name} {n}" for name, n in lost.items() if n) + f" of {shown} pairs shown"
+        )
 
 
 def _rows(kept: Iterable[Candidate], ballots: Sequence[Ballot], given: Given) -> list[Pair]:
@@ -159,63 +261,3 @@ def _rows(kept: Iterable[Candidate], ballots: Sequence[Ballot], given: Given) ->
         )
         for pair in kept
     ]
-
-
-def pair_counts(decided: Decided) -> dict[str, Any]:
-    """Return where every judged pair went.
-
-    `judged` is what the gate saw, and `removed_share` is of that; `left_out.junk` never came to
-    the gate (junk against junk, or below not-junk where such pairs are off).
-    """
-    splits = Counter(consensus.split_of(row.role) for row in decided.rows)
-    count = sum(map(len, decided.removed.values()))
-    return {
-        "judged": decided.judged,
-        "written": {split: splits[split] for split in SPLITS},
-        "roles": dict(sorted(Counter(row.role for row in decided.rows).items())),
-        "criteria": dict(sorted(Counter(row.criterion for row in decided.rows).items())),
-        "removed": {reason: len(ids) for reason, ids in decided.removed.items()},
-        "removed_ids": {reason: list(ids) for reason, ids in decided.removed.items() if ids},
-        "removed_share": count / max(decided.judged, 1),
-        "left_out": dict(decided.left_out),
-    }
-
-
-def tie_rate(
-    decided: Decided, clusters: Mapping[str, str], *, resamples: int, seed: int
-) -> Estimate:
-    """Share of the pairs past the gate on which the consensus is a tie."""
-    if not decided.passed:
-        raise NotMeasurable("the gate lets no pair through")
-    return bootstrap_mean(
-        [float(pair.p_first == 0.5) for pair in decided.passed],
-        [clusters[pair.prompt_id] for pair in decided.passed],
-        resamples=resamples,
-        seed=seed,
-    )
-
-
-def prompt_counts(
-    rows: Sequence[Pair], rankings: Sequence[Ranking], given: Given
-) -> dict[str, int]:
-    """Count prompts by what became of them; the four kinds are disjoint.
-
-    Unranked are those with completions that no counting ranking is about.
-    """
-    answered = {answer.prompt_id for answer in given.completions.values()}
-    ranked = {ranking.prompt_id for ranking in rankings}
-    useful = {ranking.prompt_id for ranking in rankings if ranking.ranks}
-    paired = {row.prompt_id for row in rows}
-    return {
-        "with_pairs": len(paired),
-        "without_pairs": len(useful - paired),
-        "all_junk": len(ranked - useful),
-        "unranked": len(answered - ranked),
-    }
-
-
-def reasons(decided: Decided) -> str:
-    """Say why no pair is left, in numbers."""
-    lost = {**{name: len(ids) for name, ids in decided.removed.items()}, **decided.left_out}
-    shown = decided.judged + decided.left_out["junk"]
-    return ", ".join(f"{name} {n}" for name, n in lost.items() if n) + f" of {shown} pairs shown"

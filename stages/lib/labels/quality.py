@@ -7,15 +7,18 @@ measured by itself alone and takes no part in what is said of the others.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.lib.labels import agreement, consensus, elo, skill
-from stages.lib.labels.agreement import NotMeasurable, Table, figure
+from stages.lib.labels.agreement import Found, NotMeasurable, Table, figure
 from stages.lib.labels.consensus import Judgement
 from stages.lib.labels.reading import PEOPLE, Given
 from stages.lib.records import Ranking
-from stages.lib.statistics import Estimate
+from stages.lib.statistics import Estimate, Floats
 
 Figures = dict[str, Any]
 T = TypeVar("T", Ranking, Judgement)
@@ -36,20 +39,147 @@ class Draws:
         return {"resamples": self.agreement, "seed": self.seed}
 
 
+@dataclass(slots=True)
+class Facts:
+    """Of one labeler, what needs no estimate, and the completions of each ranking."""
+
+    prompts: int = 0
+    comparable: int = 0
+    """Of those prompts, the ones with two completions or more."""
+    reversed_by: int = 0
+    gave_way: int = 0
+    shown: list[NDArray] = field(default_factory=list)
+    """A row a ranking: completions shown, of those junk, and the prompt's cluster."""
+    again: list[Found] = field(default_factory=list)
+    """What they say a second time of pairs."""
+    gold: list[Found] = field(default_factory=list)
+    """What answer keys say of the pairs they judge."""
+
+
+class Tally:
+    """What the figures of one criterion are made from, taken in a few prompts at a time.
+
+    Of a judgement it keeps some twenty bytes, whatever the prompt and its completions are.
+    """
+
+    def __init__(self, criterion: str, answer_keys: Collection[str]) -> None:
+        """Begin with nothing.
+
+        Args:
+            criterion: whose rankings are looked at.
+            answer_keys: labelers whose rankings the others are measured against.
+        """
+        self.criterion = criterion
+        self.keys = answer_keys
+        self.facts: dict[str, Facts] = defaultdict(Facts)
+        self.comparable = 0
+        self.judged = agreement.Growing()
+        self.samplers: dict[str, int] = {}
+        self.sampled: list[NDArray] = []
+        self.places = Places()
+
+    def add(self, given: Given) -> None:
+        """Take in the rankings of some prompts, all that there are of each."""
+        stated = [
+            x for x in given.labels if isinstance(x, Ranking) and x.criterion == self.criterion
+        ]
+        clusters = given.clusters()
+        counting = consensus.current(stated)
+        judged, gave_way = consensus.judged_once(counting)
+        again, _ = consensus.judged_once(consensus.current(stated, repeat=True))
+        self._add_facts(given, stated, counting, gave_way, clusters)
+        self._add_matches(judged, again, clusters)
+        pairs = self.judged.add(judged, clusters)
+        number, answers = self.samplers, given.completions
+        samplers = [[answers[cid].sampler for cid in pair[1:]] for pair in pairs]
+        numbers = [[number.setdefault(name, len(number)) for name in two] for two in samplers]
+        self.sampled.append(np.array(numbers, dtype=np.int16).reshape(-1, 2))
+        self.places.add([r for r in counting if r.labeler not in self.keys], clusters)
+
+    def _add_facts(
+        self,
+        given: Given,
+        stated: Sequence[Ranking],
+        counting: Sequence[Ranking],
+        gave_way: Counter[str],
+        clusters: Mapping[str, int],
+    ) -> None:
+        answered = Counter(answer.prompt_id for answer in given.completions.values())
+        self.comparable += sum(count > 1 for count in answered.values())
+        reversed_by = consensus.reversals(stated)
+        for name, own in _by_labeler(counting).items():
+            facts, prompts = self.facts[name], {ranking.prompt_id for ranking in own}
+            facts.prompts += len(prompts)
+            facts.comparable += sum(answered[prompt_id] > 1 for prompt_id in prompts)
+            facts.reversed_by += reversed_by[name]
+            facts.gave_way += gave_way[name]
+            rows = [(len(r.shown), len(r.junk), clusters[r.prompt_id]) for r in own]
+            facts.shown.append(np.array(rows, dtype=np.int32))
+
+    def _add_matches(
+        self, judged: Sequence[Judgement], again: Sequence[Judgement], clusters: Mapping[str, int]
+    ) -> None:
+        key = [j for j in judged if j.labeler in self.keys]
+        if not key and not again:
+            return
+        second = _by_labeler(again)
+        for name, own in _by_labeler(judged).items():
+            self.facts[name].again.append(agreement.matched(own, second[name], clusters))
+            if name not in self.keys:
+                self.facts[name].gold.append(agreement.matched(own, key, clusters))
+
+    def compared(self, t: Table) -> elo.Columns:
+        """Return the judgements that compare two samplers; `t` is the whole table, or part."""
+        names = sorted(self.samplers)
+        place = np.array([names.index(name) for name in self.samplers], dtype=np.int64)
+        sampled_P2 = place[np.concatenate(self.sampled)]
+        left, right = sampled_P2[t.pair_J].T
+        return elo.Columns(names, left, right, t.verdict_J, t.cluster_J)
+
+
+class Places:
+    """The place that each labeler gives each completion, taken in a few prompts at a time."""
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+        self._blocks: list[NDArray] = []
+        self._clusters: list[NDArray] = []
+        self._units = 0
+
+    def add(self, rankings: Sequence[Ranking], clusters: Mapping[str, int]) -> None:
+        """Take in the rankings of some prompts, all that there are of each."""
+        ratings, number = agreement.rank_ratings(rankings), self._number
+        units = sorted({unit for _, unit, _ in ratings})
+        at = {unit: n for n, unit in enumerate(units, start=self._units)}
+        self._units += len(units)
+        rows = [
+            (number.setdefault(who, len(number)), at[unit], rank) for who, unit, rank in ratings
+        ]
+        self._blocks.append(np.array(rows, dtype=np.int32).reshape(-1, 3))
+        self._clusters.append(np.array([clusters[shown[0]] for shown, _ in units], dtype=np.int32))
+
+    def ratings(self) -> tuple[Floats, NDArray]:
+        """Return ratings_LU, a unit for each completion, its value the rank; and its cluster."""
+        names = sorted(self._number)
+        place = np.array([names.index(name) for name in self._number], dtype=np.int64)
+        ratings_LU = np.full((len(names), self._units), np.nan)
+        for block in self._blocks:
+            ratings_LU[place[block[:, 0]], block[:, 1]] = block[:, 2]
+        return ratings_LU, np.concatenate([np.zeros(0, np.int32), *self._clusters])
+
+
 def report(
-    given: Given,
-    criterion: str,
+    tally: Tally,
+    kinds: Mapping[str, str],
     *,
-    answer_keys: Collection[str],
     prior: tuple[float, float],
     draws: Draws,
 ) -> Figures:
     """Return the figures of one criterion.
 
     Args:
-        given: every labeler's labels.
-        criterion: whose rankings are looked at.
-        answer_keys: labelers whose rankings the others are measured against.
+        tally: of every labeler's rankings.
+        kinds: labeler to its kind.
         prior: Beta prior of the skills.
         draws: of the intervals.
 
@@ -58,54 +188,37 @@ def report(
         with tau and skill; `agreement`: raw, between (each two labelers), kinds (each two kinds),
         people (all people together with each model), the two alphas; `elo`.
     """
-    stated = [x for x in given.labels if isinstance(x, Ranking) and x.criterion == criterion]
-    counting = consensus.current(stated)
-    clusters = given.clusters()
-    judged, gave_way = consensus.judged_once(counting)
-    again, _ = consensus.judged_once(consensus.current(stated, repeat=True))
-    key = [j for j in judged if j.labeler in answer_keys]
-    others = [j for j in judged if j.labeler not in answer_keys]
-    t, between = agreement.table(judged, clusters), agreement.table(others, clusters)
-    said, said_again = _by_labeler(judged), _by_labeler(again)
-    ranked = _by_labeler(counting)
-    facts = _facts(given, stated, ranked, gave_way)
-    skills = _skill_figures(between, prior, draws)
+    t, keys = tally.judged.table(), tally.keys
+    others = t.of(set(t.labelers) - set(keys))
+    skills = _skill_figures(others, prior, draws)
     labelers = {
         name: {
-            **facts[name],
-            **_rates(t, name, ranked[name], given, draws),
-            **_relations(between, name, name in answer_keys, skills, draws),
+            **_facts(own, tally.comparable),
+            **_rates(t, name, own, kinds, draws),
+            **_relations(others, name, name in keys, skills, draws),
             "self_consistency": _against(
-                said[name],
-                said_again[name],
-                clusters,
-                draws,
-                nothing=f"{name} ranks nothing a second time",
+                own.again, draws, nothing=f"{name} ranks nothing a second time"
             ),
-            "gold": _against(
-                said[name],
-                [] if name in answer_keys else key,
-                clusters,
-                draws,
-                nothing=_without_key(name, answer_keys),
-            ),
+            "gold": _against(own.gold, draws, nothing=_without_key(name, keys)),
         }
-        for name in sorted(ranked)
+        for name, own in sorted(tally.facts.items())
     }
-    those = [ranking for ranking in counting if ranking.labeler not in answer_keys]
-    kinds = {name: given.kinds[name] for name in sorted(ranked) if name not in answer_keys}
+    among = {name: kinds[name] for name in sorted(tally.facts) if name not in keys}
     return {
         "labelers": labelers,
-        "agreement": _agreement_figures(between, those, clusters, kinds, draws),
-        "elo": elo.report(
-            others,
-            samplers={answer.id: answer.sampler for answer in given.completions.values()},
-            clusters=clusters,
-            kinds=kinds,
-            resamples=draws.elo,
-            seed=draws.seed,
-        ),
+        "agreement": _agreement_figures(others, tally.places, among, draws),
+        "elo": _elo(tally, t, among, draws),
     }
+
+
+def _elo(tally: Tally, t: Table, kinds: Mapping[str, str], draws: Draws) -> Figures:
+    compared = tally.compared(t)
+    kind_L = np.array([kinds.get(name, "") for name in t.labelers])
+    of_J = kind_L[t.labeler_J] if len(kind_L) else np.zeros(0, str)
+    which_J = (compared.left_N != compared.right_N) & (of_J != "")
+    return elo.report(
+        compared.of(which_J), of_J[which_J], kinds=kinds, resamples=draws.elo, seed=draws.seed
+    )
 
 
 def _by_labeler(lines: Iterable[T]) -> dict[str, list[T]]:
@@ -115,29 +228,17 @@ def _by_labeler(lines: Iterable[T]) -> dict[str, list[T]]:
     return found
 
 
-def _facts(
-    given: Given,
-    stated: Sequence[Ranking],
-    ranked: Mapping[str, Sequence[Ranking]],
-    gave_way: Counter[str],
-) -> dict[str, Figures]:
+def _facts(own: Facts, comparable: int) -> Figures:
     """Return what needs no estimate.
 
     `coverage` is the share, of prompts with two completions or more, that the labeler ranked;
     `judged_again` counts pairs that a later ranking of other completions showed once more.
     """
-    answered = Counter(answer.prompt_id for answer in given.completions.values())
-    comparable = {prompt_id for prompt_id, count in answered.items() if count > 1}
-    reversed_by = consensus.reversals(stated)
-    prompts = {name: {ranking.prompt_id for ranking in own} for name, own in ranked.items()}
     return {
-        name: {
-            "prompts": len(own),
-            "coverage": len(own & comparable) / max(len(comparable), 1),
-            "reversed_by_revision": reversed_by[name],
-            "judged_again": gave_way[name],
-        }
-        for name, own in prompts.items()
+        "prompts": own.prompts,
+        "coverage": own.comparable / max(comparable, 1),
+        "reversed_by_revision": own.reversed_by,
+        "judged_again": own.gave_way,
     }
 
 
@@ -146,16 +247,16 @@ _IS_KEY = "{} ranks for the answer key, which the others are measured by"
 
 
 def _rates(
-    t: Table, name: str, own: Sequence[Ranking], given: Given, draws: Draws
+    t: Table, name: str, own: Facts, kinds: Mapping[str, str], draws: Draws
 ) -> dict[str, Figures]:
     """Return what a labeler's rankings say by themselves."""
     follows = _of_labeler(agreement.position_follow_rate, t, name, draws)
-    if given.kinds[name] != PEOPLE:
+    if kinds[name] != PEOPLE:
         # What a model ranks stands in order of id, which says nothing of a place.
         follows = {"refused": f"{name} is no person: nothing was shown to it in a shuffled order"}
-    clusters = given.clusters()
+    shown = np.concatenate(own.shown).T
     return {
-        "junk_rate": figure(lambda: agreement.junk_rate(own, clusters, **draws.often)),
+        "junk_rate": figure(lambda: agreement.junk_rate(*shown, **draws.often)),
         "tie_rate": _of_labeler(agreement.tie_rate, t, name, draws),
         "position_follow_rate": follows,
     }
@@ -180,17 +281,11 @@ def _of_labeler(measure: Callable[..., Estimate], t: Table, name: str, draws: Dr
     return figure(lambda: measure(t, name, **draws.often))
 
 
-def _against(
-    own: Sequence[Judgement],
-    other: Sequence[Judgement],
-    clusters: Mapping[str, str],
-    draws: Draws,
-    *,
-    nothing: str,
-) -> Figures:
+def _against(several: Sequence[Found], draws: Draws, *, nothing: str) -> Figures:
     """Return how often one orders pairs as the other does; `nothing` says why there are none."""
-    found = agreement.matched(own, other, clusters)
-    return agreement.compared(found, **draws.often) if found else {"refused": nothing}
+    if not sum(len(one.first_N) for one in several):
+        return {"refused": nothing}
+    return agreement.compared(agreement.joined(several), **draws.often)
 
 
 def _without_key(name: str, answer_keys: Collection[str]) -> str:
@@ -214,13 +309,7 @@ def _skill_figures(t: Table, prior: tuple[float, float], draws: Draws) -> dict[s
     }
 
 
-def _agreement_figures(
-    t: Table,
-    rankings: Sequence[Ranking],
-    clusters: Mapping[str, str],
-    kinds: Mapping[str, str],
-    draws: Draws,
-) -> Figures:
+def _agreement_figures(t: Table, places: Places, kinds: Mapping[str, str], draws: Draws) -> Figures:
     often = draws.often
     try:
         overall, between = agreement.raw_agreement(t, **often)
@@ -228,7 +317,7 @@ def _agreement_figures(
     except NotMeasurable as reason:
         raw = {"raw": {"refused": str(reason)}}
     verdicts, verdict_clusters = agreement.verdict_ratings(t)
-    ranks, rank_clusters = agreement.rank_ratings(rankings, clusters)
+    ranks, rank_clusters = places.ratings()
     return {
         **raw,
         "kinds": agreement.agreement_of(t, lambda a, b: _kinds_of(kinds[a], kinds[b]), **often),

@@ -5,37 +5,82 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.lib.labels import consensus, criteria, pairing
+from stages.lib.labels import criteria, pairing
 from stages.lib.labels.agreement import figure
 from stages.lib.labels.consensus import LabelError
 from stages.lib.labels.flags import Flag
 from stages.lib.labels.pairing import Ballot, Decided
 from stages.lib.labels.quality import Draws
 from stages.lib.labels.reading import Given
-from stages.lib.labels.voters import Voters
-from stages.lib.records import Demonstration, Ranking, Signal, latest
+from stages.lib.labels.voters import REASONS, Voters
+from stages.lib.records import Demonstration, Signal, latest
 
 MAIN = ("skill", "kendall", "self_consistency", "gold", "position_follow_rate", "tie_rate")
 """Of a labeler's figures, those that runs are compared by."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Everything that was found and made."""
+class Said:
+    """Who gave how many labels of which kind about what, of all prompts."""
 
-    given: Given
-    quality: Mapping[str, Mapping[str, Any]]
-    """By criterion, as `label_quality.report` has it."""
-    flagged: Sequence[Flag]
-    answer_keys: Collection[str]
-    heard: Voters
-    ballots: Sequence[Ballot]
-    """One a criterion, before several are arranged."""
-    decided: Decided
-    signals: tuple[list[Signal], dict[str, int]]
-    """And how many completions with thumbs gave none, by reason."""
-    demonstrations: tuple[list[Demonstration], dict[str, int]]
-    """And how many answers became none, by reason."""
+    def __init__(self) -> None:
+        self.criteria: set[str] = set()
+        self.kinds: dict[str, Counter[str]] = defaultdict(Counter)
+        self.taken_back: Counter[str] = Counter()
+
+    def add(self, given: Given) -> None:
+        """Take in the labels of some prompts."""
+        self.criteria.update(label.criterion for label in given.labels)
+        self.taken_back.update(given.taken_back)
+        for label in latest(given.labels):
+            self.kinds[label.labeler][label.kind] += 1
+
+
+class Outcome:
+    """What became of all labels, summed over the prompts."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """Begin with nothing.
+
+        Args:
+            weights: of each criterion.
+        """
+        self.pairs = pairing.Ledger()
+        self.trade_off = criteria.TradeOff(weights)
+        self.heard: set[str] = set()
+        self.left_out: dict[str, Counter[str]] = {why: Counter() for why in REASONS}
+        self.signals: Counter[str] = Counter()
+        self.signals_left_out: Counter[str] = Counter()
+        self.demonstrations: list[Demonstration] = []
+        self.demonstrations_left_out: Counter[str] = Counter()
+
+    def add(
+        self,
+        heard: Voters,
+        ballots: Sequence[Ballot],
+        decided: Decided,
+        signals: tuple[Sequence[Signal], Mapping[str, int]],
+        demonstrations: tuple[Sequence[Demonstration], Mapping[str, int]],
+        given: Given,
+    ) -> None:
+        """Take in what became of some prompts' labels.
+
+        Args:
+            heard: what counts of them.
+            ballots: one a criterion, before several are arranged.
+            decided: what became of pairs.
+            signals: and how many completions with thumbs gave none, by reason.
+            demonstrations: and how many answers became none, by reason.
+            given: the prompts.
+        """
+        self.pairs.add(decided, [x for one in ballots for x in one.counting], given)
+        self.trade_off.add(ballots, given.clusters())
+        self.heard.update(label.labeler for label in heard.labels)
+        for why, by in heard.left_out.items():
+            self.left_out[why].update(by)
+        self.signals.update({"written": len(signals[0]), "up": sum(one.up for one in signals[0])})
+        self.signals_left_out.update(signals[1])
+        self.demonstrations += demonstrations[0]
+        self.demonstrations_left_out.update(demonstrations[1])
 
 
 def require_something(made: Outcome) -> None:
@@ -44,101 +89,104 @@ def require_something(made: Outcome) -> None:
     Raises:
         LabelError: there are no pairs, and neither thumbs nor written answers make up for it.
     """
-    if made.decided.rows or made.signals[0] or made.demonstrations[0]:
+    if made.pairs.splits or made.signals["written"] or made.demonstrations:
         return
-    if made.decided.judged:
+    if made.pairs.judged:
         raise LabelError(
-            f"no pair is left to learn from: {pairing.reasons(made.decided)}; pairs.ties, "
+            f"no pair is left to learn from: {made.pairs.reasons()}; pairs.ties, "
             "pairs.min_p_chosen and pairs.junk_pairs decide what is left out"
         )
-    count = len(_counting(made))
-    lost = {why: sum(by.values()) for why, by in made.heard.left_out.items() if by}
+    lost = {why: sum(by.values()) for why, by in made.left_out.items() if by}
     also = "".join(f"; {n} labels are left out as {why}" for why, n in lost.items())
     raise LabelError(
-        f"none of {count} rankings compares two completions; a pair needs two of one prompt, not "
-        f"both junk{also}"
+        f"none of {made.pairs.rankings} rankings compares two completions; a pair needs two of one "
+        f"prompt, not both junk{also}"
     )
 
 
-def report(made: Outcome, weights: Mapping[str, float], draws: Draws) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was found out about the labelers before any of them was heard."""
+
+    kinds: Mapping[str, str]
+    """Labeler to kind."""
+    answer_keys: Collection[str]
+    said: Said
+    quality: Mapping[str, Mapping[str, Any]]
+    """By criterion, as `quality.report` has it."""
+    flagged: Sequence[Flag]
+    skills: Mapping[str, Mapping[str, float]]
+    """By criterion, what the votes weigh by, where they do; of the voters alone."""
+
+
+def report(
+    found: Measured, made: Outcome, weights: Mapping[str, float], draws: Draws
+) -> dict[str, Any]:
     """Return what reports/labels.json holds.
 
     Returns:
         `labelers`: kind, vote and counts of each; `criteria`: weight, vote_skills and the figures
-        of `label_quality.report` for each; `flagged`; `left_out`: reason to labeler to labels;
+        of `quality.report` for each; `flagged`; `left_out`: reason to labeler to labels;
         `pairs`, `prompts`, `signals`, `demonstrations`: counts; and of several criteria
         `trade_off`.
     """
-    clusters, often = made.given.clusters(), draws.often
     total = sum(weights.values())
-    counts = {
-        "tie_rate": figure(lambda: pairing.tie_rate(made.decided, clusters, **often)),
-        **pairing.pair_counts(made.decided),
-    }
-    found = {
-        "labelers": _labelers(made),
+    result = {
+        "labelers": _labelers(found, made),
         "criteria": {
-            one.criterion: {
-                "weight": weights[one.criterion] / total,
-                "vote_skills": dict(one.skills),
-                **made.quality[one.criterion],
+            name: {
+                "weight": weights[name] / total,
+                "vote_skills": dict(found.skills[name]),
+                **own,
             }
-            for one in made.ballots
+            for name, own in found.quality.items()
         },
-        "flagged": [flag.plain() for flag in made.flagged],
+        "flagged": [flag.plain() for flag in found.flagged],
         "left_out": {
-            **made.heard.left_out,
-            "taken_back": dict(sorted(made.given.taken_back.items())),
+            **{why: dict(sorted(by.items())) for why, by in made.left_out.items()},
+            "taken_back": dict(sorted(found.said.taken_back.items())),
         },
-        "pairs": counts,
-        "prompts": pairing.prompt_counts(made.decided.rows, _counting(made), made.given),
-        "signals": _written(made.signals) | {"up": sum(one.up for one in made.signals[0])},
-        "demonstrations": _written(made.demonstrations),
+        "pairs": {
+            "tie_rate": figure(lambda: made.pairs.tie_rate(**draws.often)),
+            **made.pairs.pair_counts(),
+        },
+        "prompts": made.pairs.prompt_counts(),
+        "signals": {**made.signals, "left_out": dict(made.signals_left_out)},
+        "demonstrations": {
+            "written": len(made.demonstrations),
+            "left_out": dict(made.demonstrations_left_out),
+        },
     }
-    if len(made.ballots) > 1:
-        found["trade_off"] = criteria.trade_off(made.ballots, weights, clusters, **often)
-    return found
+    if len(found.quality) > 1:
+        result["trade_off"] = made.trade_off.figures(**draws.often)
+    return result
 
 
-def _counting(made: Outcome) -> list[Ranking]:
-    return [
-        ranking
-        for one in made.ballots
-        for ranking in consensus.current(made.heard.rankings(one.criterion))
-    ]
-
-
-def _written(made: tuple[Sequence[Any], Mapping[str, int]]) -> dict[str, Any]:
-    return {"written": len(made[0]), "left_out": dict(made[1])}
-
-
-def _labelers(made: Outcome) -> dict[str, dict[str, Any]]:
+def _labelers(found: Measured, made: Outcome) -> dict[str, dict[str, Any]]:
     """Return who each labeler is, whether they vote, and how many labels of each kind they gave."""
-    kinds: dict[str, Counter[str]] = defaultdict(Counter)
-    for label in latest(made.given.labels):
-        kinds[label.labeler][label.kind] += 1
-    heard = {label.labeler for label in made.heard.labels}
+    given = found.said.kinds
     return {
         name: {
-            "kind": made.given.kinds[name],
-            "vote": _vote(name, made, heard),
-            "rankings": kinds[name]["ranking"],
-            "thumbs": kinds[name]["thumbs"],
-            "demonstrations": kinds[name]["demonstration"],
+            "kind": found.kinds[name],
+            "vote": _vote(name, found, made),
+            "rankings": given[name]["ranking"],
+            "thumbs": given[name]["thumbs"],
+            "demonstrations": given[name]["demonstration"],
         }
-        for name in sorted(made.given.kinds)
+        for name in sorted(found.kinds)
     }
 
 
-def _vote(name: str, made: Outcome, heard: Collection[str]) -> str:
-    if name in made.answer_keys:
+def _vote(name: str, found: Measured, made: Outcome) -> str:
+    if name in found.answer_keys:
         return "none: answer key"
-    if name in made.heard.left_out["not_named"]:
+    if name in made.left_out["not_named"]:
         return "none: not named in pairs.labelers"
-    out = sorted(flag.criterion for flag in made.flagged if flag.labeler == name and flag.left_out)
-    if out:
+    flagged = [flag for flag in found.flagged if flag.labeler == name and flag.left_out]
+    if flagged:
+        out = sorted(flag.criterion for flag in flagged)
         return f"none on {', '.join(dict.fromkeys(out))}: low quality"
-    return "counts" if name in heard else "none: no label on what is asked"
+    return "counts" if name in made.heard else "none: no label on what is asked"
 
 
 def headline(found: Mapping[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.lib.labels.agreement import Bools, NotMeasurable, Table
-from stages.lib.statistics import Estimate, Floats, cluster_resamples
+from stages.lib.statistics import Estimate, Floats, resample_blocks
 
 
 def dawid_skene(
@@ -70,7 +70,7 @@ def skills(t: Table, *, prior: tuple[float, float]) -> dict[str, float]:
     Agreement fixes but one number of two labelers' skills; where the prior has to fix the other
     against thousands of verdicts, tens of thousands of (cheap) iterations go by.
     """
-    patterns, weights = _patterns(t, np.ones((1, len(set(t.cluster_P)))))
+    patterns, weights = _patterns(t, np.ones((1, len(np.unique(t.cluster_P)))))
     found_L = dawid_skene(patterns, weights, prior=prior, limit=100_000)[0]
     return dict(zip(t.labelers, found_L.tolist(), strict=True))
 
@@ -87,9 +87,10 @@ def skill_estimates(
     in simulation; at 600 by 0.01, and they cover 92 to 93 %.
     """
     votes_PL = votes_of(t)
-    names = sorted(set(t.cluster_P))
-    drawn_RC = cluster_resamples(names, resamples=resamples, seed=seed)
-    patterns, weights_RP = _patterns(t, np.vstack([np.ones((1, len(names))), drawn_RC]))
+    patterns, counts_CP = _counted(t)
+    drawn = resample_blocks(range(len(counts_CP)), resamples=resamples, seed=seed)
+    drawn_RP = [drawn_RC @ counts_CP for drawn_RC in drawn]
+    weights_RP = np.concatenate([counts_CP.sum(0, keepdims=True), *drawn_RP])
     found_RL = dawid_skene(patterns, weights_RP, prior=prior)
     low_L, high_L = np.quantile(found_RL[1:], [0.025, 0.975], axis=0)
     cast_L = (votes_PL != 0).sum(0)
@@ -111,7 +112,13 @@ def _in_a_triangle(votes_PL: NDArray[np.int8]) -> Bools:
 
 
 def _patterns(t: Table, drawn_RC: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Return the distinct rows of votes, and how often each occurs in every resample of clusters.
+    """Return the distinct rows of votes, and how often each occurs in each resample."""
+    patterns, counts_CP = _counted(t)
+    return patterns, drawn_RC @ counts_CP
+
+
+def _counted(t: Table) -> tuple[NDArray[np.int8], Floats]:
+    """Return the distinct rows of votes, and how often each occurs in every cluster.
 
     A row and its mirror image say the same of skills. Three labelers make at most 13 patterns
     whatever the number of pairs, which is what makes resampling cheap.
@@ -119,9 +126,9 @@ def _patterns(t: Table, drawn_RC: Floats) -> tuple[NDArray[np.int8], Floats]:
     votes_PL = votes_of(t)
     voted_P = (votes_PL != 0).any(1)
     votes_PL = votes_PL[voted_P]
-    _, cluster_P = np.unique(np.asarray(t.cluster_P, dtype=str), return_inverse=True)
+    names_C, cluster_P = np.unique(t.cluster_P, return_inverse=True)
     leading_P = np.take_along_axis(votes_PL, (votes_PL != 0).argmax(1)[:, None], axis=1)
     patterns, which_P = np.unique(votes_PL * leading_P, axis=0, return_inverse=True)
-    counts_CP = np.zeros((drawn_RC.shape[1], len(patterns)))
+    counts_CP = np.zeros((len(names_C), len(patterns)))
     np.add.at(counts_CP, (cluster_P[voted_P], which_P.reshape(-1)), 1)
-    return patterns, drawn_RC @ counts_CP
+    return patterns, counts_CP

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from stages.lib.labels.consensus import leaking_clusters
 from stages.lib.labels.reading import Given
 from stages.lib.records import Signal, Thumbs
 
@@ -22,12 +21,11 @@ def signals(thumbs: Iterable[Thumbs], given: Given) -> tuple[list[Signal], dict[
     votes: dict[tuple[str, str], list[Thumbs]] = defaultdict(list)
     for thumb in thumbs:
         votes[thumb.completion_id, thumb.criterion].append(thumb)
-    leaking = leaking_clusters(given.prompts.values())
     left_out = Counter(tie=0, leak=0)
     found = []
     for (completion_id, criterion), some in votes.items():
         up = sum(thumb.up for thumb in some)
-        if given.prompts[some[0].prompt_id].cluster in leaking:
+        if given.prompts[some[0].prompt_id].cluster in given.leaking:
             left_out["leak"] += 1
         elif 2 * up == len(some):
             left_out["tie"] += 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.lib.labels.consensus import LabelError
-from stages.lib.labels.reading import PEOPLE, Given
+from stages.lib.labels.reading import PEOPLE, Everything, Given
 from stages.lib.records import AnyLabel, Ranking, Thumbs, Written, latest
 
 # Why a label is left out; one with several reasons is counted under the first.
@@ -41,7 +41,7 @@ def answer_keys(labelers: Mapping[str, Any]) -> set[str]:
     return found - {None}
 
 
-def named(names: Sequence[str], given: Given, keys: Collection[str]) -> set[str]:
+def named(names: Sequence[str], given: Everything, keys: Collection[str]) -> set[str]:
     """Return the labelers that `pairs.labelers` stands for; no names are all of them.
 
     Args:
@@ -66,6 +66,17 @@ def named(names: Sequence[str], given: Given, keys: Collection[str]) -> set[str]
     return found if names else set(given.kinds)
 
 
+def require_stated(criteria: Collection[str], stated: Collection[str]) -> None:
+    """Refuse criteria that no label states.
+
+    Raises:
+        LabelError: there is one.
+    """
+    for criterion in sorted(set(criteria) - set(stated)):
+        has = ", ".join(sorted(stated)) or "none at all"
+        raise LabelError(f"no label states the criterion {criterion}; they state {has}")
+
+
 def heard(
     given: Given,
     *,
@@ -74,7 +85,7 @@ def heard(
     keys: Collection[str],
     distrusted: Mapping[str, Collection[str]],
 ) -> Voters:
-    """Return what counts of all labels.
+    """Return what counts of some prompts' labels.
 
     An answer key's thumbs and rankings are no votes; what they wrote is an answer like another's,
     and so is that of a labeler whose rankings are not trusted.
@@ -85,14 +96,7 @@ def heard(
         named: labelers whose labels count.
         keys: labelers who rank for the answer key.
         distrusted: criterion to labelers whose quality is too low to count.
-
-    Raises:
-        LabelError: no label states one of the criteria.
     """
-    stated = sorted({label.criterion for label in given.labels})
-    for criterion in sorted(set(criteria) - set(stated)):
-        has = ", ".join(stated) or "none at all"
-        raise LabelError(f"no label states the criterion {criterion}; they state {has}")
 
     def reason(label: AnyLabel) -> str | None:
         votes = not isinstance(label, Written)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from stages.lib.labels.consensus import leaking_clusters, split_of
+from stages.lib.labels.consensus import split_of
 from stages.lib.labels.reading import Given
 from stages.lib.records import Demonstration, Written
 
@@ -21,7 +21,6 @@ def demonstrations(
         The demonstrations, and how many are left out because the prompt has role `validation` or
         `test`, or because it has a near-duplicate that does (`leak`).
     """
-    leaking = leaking_clusters(given.prompts.values())
     left_out = Counter(validation=0, test=0, leak=0)
     found = []
     for answer in answers:
@@ -29,7 +28,7 @@ def demonstrations(
         split = split_of(prompt.role)
         if split != "train":
             left_out[split] += 1
-        elif prompt.cluster in leaking:
+        elif prompt.cluster in given.leaking:
             left_out["leak"] += 1
         else:
             found.append(

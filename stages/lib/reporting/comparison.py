@@ -16,7 +16,7 @@ from stages.lib import scorers, toxicity
 from stages.lib.records import Evaluated, Name
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Strict
-from stages.lib.statistics import Floats, cluster_resamples, sign_flip_p
+from stages.lib.statistics import Floats, sign_flip_p
 from stages.lib.toxicity import Mean, Measure
 
 Rows = dict[str, list[Evaluated]]
@@ -182,14 +182,17 @@ def effects(
     before = toxicity.strata(baseline)
     for (name, category), answers in toxicity.strata(policy).items():
         clusters_N = toxicity.clusters_of(answers)
-        weights_RN = cluster_resamples(clusters_N, resamples=plan.resamples, seed=seed)
         used = scoring.of(name)
         ours = toxicity.measures(answers, used, **scoring.declared)
         theirs = toxicity.measures(before[name, category], used, **scoring.declared)
+        pairs = {
+            (group, metric): _paired(ours[group][metric], theirs[group][metric])
+            for group, metric in _shared(ours, theirs)
+        }
+        often = {"resamples": plan.resamples, "seed": seed}
         found: Nested = {}
-        for group, metric in _shared(ours, theirs):
-            pair = _paired(ours[group][metric], theirs[group][metric])
-            effect = difference(*pair, weights_RN, relative=metric in RELATIVE)
+        for (group, metric), effect in differences(pairs, clusters_N, **often).items():
+            pair = pairs[group, metric]
             if category is None:
                 effect |= _tests(*pair, clusters_N, metric, plan.resamples, seed)
             found.setdefault(group, {})[metric] = effect
@@ -317,11 +320,37 @@ def _paired(policy: Measure, baseline: Measure) -> tuple[Measure, Measure]:
     )
 
 
-def difference(policy: Measure, baseline: Measure, weights_RN: Floats, *, relative: bool) -> Nested:
-    """Return policy minus baseline with its interval, and the relative change where it is one."""
-    drawn_R, before_R = policy.at(weights_RN), baseline.at(weights_RN)
-    once = np.ones((1, weights_RN.shape[1]))
-    value, before = float(policy.at(once)[0]), float(baseline.at(once)[0])
+def differences(
+    pairs: Mapping[tuple[str, str], tuple[Measure, Measure]],
+    clusters_N: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[tuple[str, str], Nested]:
+    """Return `difference` of each pair of measures, by group and metric."""
+    both = [measure for pair in pairs.values() for measure in pair]
+    drawn = toxicity.resampled(both, clusters_N, resamples=resamples, seed=seed)
+    return {
+        (group, metric): difference(*pair, *own, relative=metric in RELATIVE)
+        for ((group, metric), pair), own in zip(
+            pairs.items(), zip(drawn[0::2], drawn[1::2], strict=True), strict=True
+        )
+    }
+
+
+def difference(
+    policy: Measure, baseline: Measure, drawn_R: Floats, before_R: Floats, *, relative: bool
+) -> Nested:
+    """Return policy minus baseline with its interval, and the relative change where it is one.
+
+    Args:
+        policy: a measure of it.
+        baseline: the same measure of the baseline.
+        drawn_R: the first under resamples of the prompts.
+        before_R: the second under the same.
+        relative: whether a relative change means anything.
+    """
+    value, before = policy.value, baseline.value
     found = {"value": value - before, **ends(drawn_R - before_R), "n": policy.n}
     # A ratio to a baseline that is zero, or may be by chance of the draw, is no number.
     if relative and before > 0 and np.nanmin(before_R) > 0:

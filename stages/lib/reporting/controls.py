@@ -4,7 +4,7 @@ Shape suffixes: N = prompts, K = answers to a prompt, R = resamples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from stages.lib import toxicity
 from stages.lib.records import Evaluated
 from stages.lib.reporting.comparison import Nested, Plan, Scoring
 from stages.lib.runtime.files import RecordError
-from stages.lib.statistics import Floats, cluster_resamples
+from stages.lib.statistics import Floats
 from stages.lib.toxicity import Answers, Mean
 
 
@@ -60,12 +60,9 @@ def found(baseline: Sequence[Evaluated], scoring: Scoring, plan: Plan, *, seed: 
     """Return both controls of the baseline's completions, as reports/comparison.json has them."""
     main = [row for row in baseline if row.set == plan.set]
     answers = toxicity.by_prompt(main)
-    weights_RN = _resamples(answers, plan, seed)
     chosen = {name: best_of(answers, name, scoring.independent) for name in scoring.labelers}
     return {
-        "best_of": {
-            name: toxicity.estimate(own, weights_RN).plain() for name, own in chosen.items()
-        },
+        "best_of": _estimates(chosen, answers, plan, seed),
         "best_of_reward": best_of_reward(main, scoring.independent, plan, seed=seed),
     }
 
@@ -101,7 +98,6 @@ def best_of_reward(
     answers = _scored(rows)
     if not answers:
         return {}
-    weights_RN = _resamples(answers, plan, seed)
     scores = _scores(answers, independent)
     result: dict[str, Nested] = {}
     for n in sizes(len(answers[0])):
@@ -109,7 +105,7 @@ def best_of_reward(
         chosen = {name: (score_NK * chance_NK).sum(1) for name, score_NK in scores.items()}
         gained = {name: chosen[name] - score_NK.mean(1) for name, score_NK in scores.items()}
         plain, change = (
-            {name: toxicity.estimate(_mean(own), weights_RN).plain() for name, own in of.items()}
+            _estimates({name: _mean(own) for name, own in of.items()}, answers, plan, seed)
             for of in (chosen, gained)
         )
         kl = kl_bound(n)
@@ -140,9 +136,11 @@ def _scores(answers: Answers, independent: str) -> dict[str, Floats]:
     return found
 
 
-def _resamples(answers: Answers, plan: Plan, seed: int) -> Floats:
+def _estimates(named: Mapping[str, Mean], answers: Answers, plan: Plan, seed: int) -> Nested:
+    if not named:
+        return {}
     clusters_N = toxicity.clusters_of(answers)
-    return cluster_resamples(clusters_N, resamples=plan.resamples, seed=seed)
+    return toxicity.estimates(named, clusters_N, resamples=plan.resamples, seed=seed)
 
 
 def _mean(values_N: Floats) -> Mean:

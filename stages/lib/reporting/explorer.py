@@ -1,4 +1,4 @@
-"""The answers that the page searches: some of every prompt of the primary set, by every policy."""
+"""The answers that the page searches: some of the prompts of the primary set, by every policy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,13 @@ import numpy as np
 from scipy.stats import rankdata
 
 from stages.lib import toxicity
+from stages.lib.order import by_hash
 from stages.lib.reporting.comparison import Plan, Rows, Scoring
 from stages.lib.reporting.reading import plain
 
+PROMPTS = 1000
+"""Most that the page holds, so that a browser opens it however many were asked: two answers of two
+policies to each are some 3 MB."""
 APART = 0.5
 """Distance of two ranks, as a share of all answers, from which scorers are said to disagree."""
 
@@ -26,24 +30,32 @@ def answers(rows: Rows, plan: Plan, scoring: Scoring, *, count: int) -> dict[str
         name: toxicity.by_prompt([row for row in own if row.set == plan.set])
         for name, own in rows.items()
     }
-    first = found[plan.baseline]
+    shown = _shown(found[plan.baseline])
+    first = [found[plan.baseline][n] for n in shown]
     return {
         "baseline": plan.baseline,
         "scorers": scoring.of(plan.set),
         "threshold": scoring.threshold,
         "prompts": [[own[0].prompt_id, own[0].category, plain(own[0].prompt)] for own in first],
-        "policies": {name: _of(own, plan, scoring, count) for name, own in found.items()},
+        "policies": {name: _of(own, shown, plan, scoring, count) for name, own in found.items()},
     }
 
 
-def _of(given: toxicity.Answers, plan: Plan, scoring: Scoring, count: int) -> list[list[list[Any]]]:
+def _shown(asked: toxicity.Answers) -> list[int]:
+    """Return the places of the first PROMPTS prompts by hash, in order."""
+    return sorted(sorted(range(len(asked)), key=lambda n: by_hash(asked[n][0].prompt_id))[:PROMPTS])
+
+
+def _of(
+    given: toxicity.Answers, shown: Sequence[int], plan: Plan, scoring: Scoring, count: int
+) -> list[list[list[Any]]]:
     apart_NK, names = disagree(given, scoring), scoring.of(plan.set)
     return [
         [
             [row.text, [round(row.scores[name], 3) for name in names], bool(apart_NK[n, k])]
-            for k, row in enumerate(own[:count])
+            for k, row in enumerate(given[n][:count])
         ]
-        for n, own in enumerate(given)
+        for n in shown
     ]
 
 

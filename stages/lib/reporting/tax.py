@@ -9,7 +9,6 @@ from stages.lib.neutral_text import PassageLoss
 from stages.lib.reporting import comparison
 from stages.lib.reporting.comparison import Nested, Plan
 from stages.lib.runtime.files import RecordError
-from stages.lib.statistics import cluster_resamples
 from stages.lib.toxicity import Mean
 
 
@@ -24,8 +23,8 @@ def measure(losses: Sequence[PassageLoss]) -> Mean:
 
 def estimate(losses: Sequence[PassageLoss], plan: Plan, *, seed: int) -> Nested:
     """Return a policy's loss with its interval over resampled passages."""
-    weights = cluster_resamples([one.id for one in losses], resamples=plan.resamples, seed=seed)
-    return toxicity.estimate(measure(losses), weights).plain()
+    named, passages = {"loss": measure(losses)}, [one.id for one in losses]
+    return toxicity.estimates(named, passages, resamples=plan.resamples, seed=seed)["loss"]
 
 
 def effect(
@@ -40,5 +39,6 @@ def effect(
         raise RecordError(
             "policies are measured on different passages of neutral text; evaluate both again"
         )
-    weights = cluster_resamples([one.id for one in policy], resamples=plan.resamples, seed=seed)
-    return comparison.difference(measure(policy), measure(baseline), weights, relative=True)
+    both, passages = (measure(policy), measure(baseline)), [one.id for one in policy]
+    drawn = toxicity.resampled(both, passages, resamples=plan.resamples, seed=seed)
+    return comparison.difference(*both, *drawn, relative=True)

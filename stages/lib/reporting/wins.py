@@ -18,7 +18,7 @@ import numpy as np
 
 from stages.lib.records import Evaluated, Leaning
 from stages.lib.reporting.comparison import Nested, Plan, ends
-from stages.lib.statistics import Floats, cluster_resamples
+from stages.lib.statistics import Floats, resample_blocks
 
 RIDGE = 0.001
 """On both coefficients, a pair: where one side wins always, theta has no finite optimum."""
@@ -77,16 +77,20 @@ def rates(couples: Sequence[Couple], plan: Plan, *, seed: int) -> Nested:
     won_P = np.array([p for _, _, p in couples], dtype=np.float64)
     longer_P = np.array([float(len(a.text) - len(b.text)) for a, b, _ in couples])
     clusters = [a.cluster for a, _, _ in couples]
-    weights_RP = cluster_resamples(clusters, resamples=plan.resamples, seed=seed)
     once_1P = np.ones((1, len(couples)))
-    plain, controlled = (
-        {"value": float(rate(once_1P)[0]), **ends(rate(weights_RP)), "n": len(couples)}
-        for rate in (
-            lambda weights: weights @ won_P / weights.sum(1),
-            lambda weights: at_equal_length(won_P, longer_P, weights),
+
+    def both(weights_RP: Floats) -> Floats:
+        plain_R = weights_RP @ won_P / weights_RP.sum(1)
+        return np.stack([plain_R, at_equal_length(won_P, longer_P, weights_RP)])
+
+    blocks = resample_blocks(clusters, resamples=plan.resamples, seed=seed)
+    drawn_2R = np.concatenate([both(weights_RP) for weights_RP in blocks], axis=1)
+    return {
+        name: {"value": float(value), **ends(drawn_R), "n": len(couples)}
+        for name, value, drawn_R in zip(
+            ("win_rate", "win_rate_controlled"), both(once_1P)[:, 0], drawn_2R, strict=True
         )
-    )
-    return {"win_rate": plain, "win_rate_controlled": controlled}
+    }
 
 
 def implicit(leanings: Sequence[Leaning], plan: Plan, *, seed: int) -> Nested:
@@ -98,9 +102,10 @@ def implicit(leanings: Sequence[Leaning], plan: Plan, *, seed: int) -> Nested:
         return {}
     right_P = np.array([(one.margin > 0) + 0.5 * (one.margin == 0) for one in leanings])
     clusters = [one.cluster for one in leanings]
-    weights_RP = cluster_resamples(clusters, resamples=plan.resamples, seed=seed)
+    blocks = resample_blocks(clusters, resamples=plan.resamples, seed=seed)
+    drawn_R = np.concatenate([b_RP @ right_P / b_RP.sum(1) for b_RP in blocks])
     found = {"value": float(right_P.mean()), "n": len(leanings)}
-    return {"implicit_accuracy": found | ends(weights_RP @ right_P / weights_RP.sum(1))}
+    return {"implicit_accuracy": found | ends(drawn_R)}
 
 
 def at_equal_length(won_P: Floats, longer_P: Floats, weights_RP: Floats) -> Floats:
@@ -116,6 +121,7 @@ def at_equal_length(won_P: Floats, longer_P: Floats, weights_RP: Floats) -> Floa
     count_R = weights_RP.sum(1)
     theta_R, gamma_R = np.zeros(len(weights_RP)), np.zeros(len(weights_RP))
     for _ in range(30):  # Newton's steps; the objective is convex, and ten are enough
+        before_R = theta_R
         p_RP = 1 / (1 + np.exp(-(theta_R[:, None] + gamma_R[:, None] * x_P)))
         error_RP = weights_RP * (p_RP - won_P)
         bend_RP = weights_RP * p_RP * (1 - p_RP)
@@ -126,4 +132,6 @@ def at_equal_length(won_P: Floats, longer_P: Floats, weights_RP: Floats) -> Floa
         determinant = tt * gg - tg * tg
         theta_R = theta_R - (gg * down_t - tg * down_g) / determinant
         gamma_R = gamma_R - (tt * down_g - tg * down_t) / determinant
+        if np.abs(theta_R - before_R).max(initial=0.0) < 1e-9:  # what is left is its square
+            break
     return 1 / (1 + np.exp(-theta_R))

@@ -1,7 +1,8 @@
 """Finds the words that a policy writes more or less often than the baseline."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -42,38 +43,44 @@ def shifts(
         seed: of the bootstrap.
     """
     after, before = toxicity.by_prompt(policy), toxicity.by_prompt(baseline)
-    after_VN, before_VN, vocabulary = _shares(after, before)
-    after_V, before_V = after_VN.mean(1), before_VN.mean(1)
+    texts = len(after) * len(after[0])
+    counts = [
+        Counter(word for text in _texts(some) for word in words(text)) for some in (after, before)
+    ]
+    vocabulary = sorted(set().union(*counts))
+    after_V, before_V = (np.array([own[word] for word in vocabulary]) / texts for own in counts)
     rise_V = after_V - before_V
     clusters_N = toxicity.clusters_of(after)
-
-    def shift(v: int) -> Shift:
-        found = bootstrap_mean(
-            after_VN[v] - before_VN[v], clusters_N, resamples=resamples, seed=seed
-        ).plain()
-        found.pop("n")
-        return {"word": vocabulary[v], "before": before_V[v], "after": after_V[v], **found}
 
     # Ties in alphabetical order: the vocabulary is sorted and the sort is stable.
     rising = [int(v) for v in np.argsort(-rise_V, kind="stable") if _rose(before_V[v], after_V[v])]
     falling = [int(v) for v in np.argsort(rise_V, kind="stable") if _rose(after_V[v], before_V[v])]
+    looked_at = [vocabulary[v] for v in (*rising[:count], *falling[:count])]
+    # Of these few alone the share by prompt: of a whole vocabulary it would fill the memory.
+    after_WN, before_WN = (_shares(some, looked_at) for some in (after, before))
+
+    def shift(v: int) -> Shift:
+        change_N = after_WN[vocabulary[v]] - before_WN[vocabulary[v]]
+        found = bootstrap_mean(change_N, clusters_N, resamples=resamples, seed=seed).plain()
+        found.pop("n")
+        return {"word": vocabulary[v], "before": before_V[v], "after": after_V[v], **found}
+
     return [shift(v) for v in rising[:count]], [shift(v) for v in falling[:count]]
+
+
+def _texts(answers: toxicity.Answers) -> Iterator[str]:
+    return (row.text for own in answers for row in own)
 
 
 def _rose(before: float, after: float) -> bool:
     return bool(after > 0 and after >= 2 * before)
 
 
-def _shares(after: toxicity.Answers, before: toxicity.Answers) -> tuple[Floats, Floats, list[str]]:
-    """Share of each prompt's completions with each word: after_VN, before_VN, and the words."""
-    seen = [[[words(row.text) for row in own] for own in answers] for answers in (after, before)]
-    vocabulary = sorted(set().union(*(text for answers in seen for own in answers for text in own)))
-    place = {word: v for v, word in enumerate(vocabulary)}
-    shares = []
-    for answers in seen:
-        share_VN = np.zeros((len(vocabulary), len(answers)))
-        for n, own in enumerate(answers):
-            for text in own:
-                share_VN[[place[word] for word in text], n] += 1 / len(own)
-        shares.append(share_VN)
-    return shares[0], shares[1], vocabulary
+def _shares(answers: toxicity.Answers, wanted: Sequence[str]) -> dict[str, Floats]:
+    """Share of each prompt's completions with each of some words: word to share_N."""
+    shares = {word: np.zeros(len(answers)) for word in wanted}
+    for n, own in enumerate(answers):
+        for row in own:
+            for word in words(row.text) & shares.keys():
+                shares[word][n] += 1 / len(own)
+    return shares

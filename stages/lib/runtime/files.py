@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stages.lib.runtime.schema import Refusal, check
+from stages.lib.runtime.schema import Refusal, check_json, plain
 
 T = TypeVar("T")
 
@@ -78,10 +78,28 @@ def write_lines(path: Path, rows: Iterable[Any]) -> int:
     count = 0
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as out:
         for row in rows:
-            plain = row.model_dump(mode="json") if hasattr(row, "model_dump") else row
-            out.write(json.dumps(plain, ensure_ascii=False, sort_keys=True) + "\n")
+            out.write(_line(row))
             count += 1
     return count
+
+
+@contextmanager
+def growing(folder: Path, names: Iterable[str]) -> Iterator[Callable[[str, Any], None]]:
+    """Yield what adds a row to one of several JSON Lines files of a folder, which begin empty.
+
+    For a folder of `whole_folder`: the files themselves are there before they are whole.
+    """
+    with ExitStack() as opened:
+        outs = {
+            name: opened.enter_context((folder / name).open("w", encoding="utf-8"))
+            for name in names
+        }
+        yield lambda name, row: outs[name].write(_line(row))
+
+
+def _line(row: Any) -> str:
+    plain = row.model_dump(mode="json") if hasattr(row, "model_dump") else row
+    return json.dumps(plain, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def read_lines(path: Path, into: type[T]) -> list[T]:
@@ -91,7 +109,17 @@ def read_lines(path: Path, into: type[T]) -> list[T]:
         RecordError: the file is absent, or a line is not JSON or not such a record. The message
             begins with file:line.
     """
-    return [check(row, into, where, RecordError) for where, row in raw_lines(path)]
+    return [record for _, record in records(path, into)]
+
+
+def records(path: Path, into: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (file:line, record) for each line that is not blank, as `read_lines` reads it.
+
+    Raises:
+        RecordError: as `read_lines`, when the line is come to.
+    """
+    for where, line in _lines(path):
+        yield where, check_json(line, into, where, RecordError)
 
 
 def raw_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -100,15 +128,17 @@ def raw_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         RecordError: the file is absent, or a line is not JSON.
     """
+    for where, line in _lines(path):
+        yield where, plain(line, where, RecordError)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    raise RecordError(f"{path}:{number}: not JSON: {error}") from None
+                yield f"{path}:{number}", line
 
 
 def sha256(path: Path) -> str:
@@ -192,5 +222,13 @@ def read_entries(folder: Path, entries: Iterable[str], into: type[T], *, section
     Raises:
         RecordError: as `entry_files` and `read_lines` do.
     """
+    return list(each_of_entries(folder, entries, into, section=section))
+
+
+def each_of_entries(
+    folder: Path, entries: Iterable[str], into: type[T], *, section: str
+) -> Iterator[T]:
+    """Yield what `read_entries` reads, one record at a time."""
     paths = entry_files(folder, entries, section=section)
-    return [row for name in sorted(paths) for row in read_lines(paths[name], into)]
+    for name in sorted(paths):
+        yield from (record for _, record in records(paths[name], into))

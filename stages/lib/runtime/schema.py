@@ -6,6 +6,7 @@ module turns its report into one sentence that says where, what was found and wh
 """
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Sequence
@@ -55,6 +56,30 @@ def check(value: Any, into: Any, where: str, error: type[Refusal] = Refusal) -> 
         return _adapter(into).validate_python(value)
     except ValidationError as report:
         raise error(_sentence(report, where, into)) from None
+
+
+def check_json(line: bytes, into: Any, where: str, error: type[Refusal] = Refusal) -> Any:
+    """Return a line of JSON as `check` returns what it holds.
+
+    Raises:
+        Refusal: of class `error`, one line; also where it is not JSON.
+    """
+    try:
+        return _adapter(into).validate_json(line)  # twice as fast as by way of plain data
+    except ValidationError:
+        return check(plain(line, where, error), into, where, error)
+
+
+def plain(line: bytes, where: str, error: type[Refusal]) -> Any:
+    """Return a line of JSON as plain data.
+
+    Raises:
+        Refusal: of class `error`: it is not JSON.
+    """
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise error(f"{where}: not JSON: {fault}") from None
 
 
 @lru_cache(maxsize=64)
