@@ -65,4 +65,6 @@ def run(
 
 
 if __name__ == "__main__":
-    entry.main(run, "labelers.{name}", "base", "samplers")
+    entry.main(
+        run, "labelers.{name}", "base", "samplers", shared=lambda labeler: labeler.kind == "judge"
+    )
