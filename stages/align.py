@@ -36,6 +36,9 @@ ALGORITHMS = {
     "rloo": rloo.train,
     "ppo": ppo.train,
 }
+SHARED = ("sft", "dpo", "ppo")
+"""Algorithms whose batches several processes can share. KTO sets answers against other prompts of a
+batch, and TRL's RLOO answers by random numbers of each process, so that they run in one."""
 
 
 def run(
@@ -64,4 +67,6 @@ def run(
 
 
 if __name__ == "__main__":
-    entry.main(run, "policies.{name}", "base", "seed")
+    entry.main(
+        run, "policies.{name}", "base", "seed", shared=lambda policy: policy.algorithm in SHARED
+    )

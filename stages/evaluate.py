@@ -273,4 +273,4 @@ def numbers(summary: dict[str, dict]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    entry.main(run, "evaluate", "base", "seed")
+    entry.main(run, "evaluate", "base", "seed", shared=entry.everyone)

@@ -40,4 +40,4 @@ def run(
 
 
 if __name__ == "__main__":
-    entry.main(run, "pretrain.{name}", "base", "seed")
+    entry.main(run, "pretrain.{name}", "base", "seed", shared=entry.everyone)

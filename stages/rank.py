@@ -92,4 +92,6 @@ class Count:
 
 
 if __name__ == "__main__":
-    entry.main(run, "labelers.{name}", "base", "samplers")
+    entry.main(
+        run, "labelers.{name}", "base", "samplers", shared=lambda labeler: labeler.kind == "judge"
+    )

@@ -59,4 +59,6 @@ def run(
 
 
 if __name__ == "__main__":
-    entry.main(run, "reward", "samplers", "base", "seed")
+    entry.main(
+        run, "reward", "samplers", "base", "seed", shared=lambda reward: reward.source == "trained"
+    )

@@ -19,7 +19,7 @@ from stages.lib.base import Base
 from stages.lib.models import LanguageModel
 from stages.lib.order import by_hash
 from stages.lib.records import Completion, Name, Role
-from stages.lib.runtime import entry, files
+from stages.lib.runtime import entry, files, processes
 from stages.lib.sampling import Draw, Request
 from stages.lib.tokens import encode_prompt
 
@@ -62,10 +62,16 @@ def run(
     drawn = {"max_tokens": sampler.max_tokens, "seed": seed if bare else own_seed(seed, name)}
     own = sampling.settings(lm, sampler, **drawn)
     kept = sampling.kept(model, None if bare else adapter, base, own)
-    draws = sampling.sample(
-        lm, requests, sampler, **drawn,
-        batch_tokens=sampler.batch_tokens, label=f"sample {name}", kept=kept,
-    )  # fmt: skip
+
+    def work(some: list[Request]) -> list[list[Draw]]:
+        found = sampling.sample(
+            lm, some, sampler, **drawn,
+            batch_tokens=sampler.batch_tokens, label=f"sample {name}", kept=kept,
+        )  # fmt: skip
+        return sampling.by_request(found, some)
+
+    told = processes.shared(requests, work, cost=lambda request: len(request.ids))
+    draws = [draw for each in told for draw in each]
     files.write_lines(out, [completion(lm, name, draw) for draw in draws])
     lengths = [len(draw.ids) for draw in draws]
     return {
@@ -100,4 +106,4 @@ def completion(lm: LanguageModel, sampler: str, draw: Draw) -> Completion:
 
 
 if __name__ == "__main__":
-    entry.main(run, "samplers.{name}", "base", "seed")
+    entry.main(run, "samplers.{name}", "base", "seed", shared=entry.everyone)

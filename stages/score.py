@@ -123,4 +123,7 @@ def numbers(said: Said) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    entry.main(run, "scorers.{name}", "base", "policies", "report.baseline")
+    entry.main(
+        run, "scorers.{name}", "base", "policies", "report.baseline",
+        shared=lambda scorer: scorer.kind != "classifier",
+    )  # fmt: skip

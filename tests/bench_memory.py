@@ -30,7 +30,7 @@ from tiny_online import asks, write_head
 
 from stages.lib import models, reward_model
 from stages.lib.base import Base
-from stages.lib.ppo.loop import ALONE, Training
+from stages.lib.ppo.loop import Training
 from stages.lib.ppo.rollouts import Reference, Roles
 from stages.lib.ppo.values import AdapterValue
 
@@ -88,9 +88,7 @@ def measure(folder: Path, form: str) -> None:
     who = roles(folder, form)
     given = asks(who.lm, TEXTS)
     with tempfile.TemporaryDirectory() as checkpoints:
-        run = Training(
-            who, KNOBS, given, given, seed=0, checkpoints=Path(checkpoints), processes=ALONE
-        )
+        run = Training(who, KNOBS, given, given, seed=0, checkpoints=Path(checkpoints))
         run._step()
         started = time.perf_counter()
         with Peak() as peak:

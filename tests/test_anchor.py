@@ -24,6 +24,7 @@ from stages.lib.algorithms import kto, ppo, rloo, sft
 from stages.lib.algorithms.task import Anchoring
 from stages.lib.anchor import Anchor, divergence
 from stages.lib.language_loss import sequences
+from stages.lib.runtime import processes
 from stages.lib.runtime.files import RecordError
 
 
@@ -89,13 +90,19 @@ def test_every_passage_has_its_turn_and_shares_add_up(tiny, passages, tmp_path, 
     given = sequences(tiny, passages)
     assert [given.index(one) for some in seen for one in some] == [0, 1, 2, 3, 4, 5] * 2
 
-    def gradient(*shares):
+    monkeypatch.setattr(processes, "means", lambda values, count: values)
+
+    def gradient(count):
         tiny.model.zero_grad()
-        for share in shares:
-            held.pull(0, share=share)
+        for rank in range(count):
+            monkeypatch.setenv("WORLD_SIZE", str(count))
+            monkeypatch.setenv("RANK", str(rank))
+            held.pull(0)
         return torch.cat([p.grad.flatten() for p in tiny.model.parameters() if p.requires_grad])
 
-    torch.testing.assert_close(gradient(0.5, 0.5), gradient(1.0))
+    alone = gradient(1)
+    for count in (2, 3, 5):  # of four passages: the fifth process has none
+        torch.testing.assert_close(gradient(count), alone)
 
 
 def anchored(weight=30.0):

@@ -13,7 +13,7 @@ from tiny_online import Planted, asks
 
 from stages.lib import dpo_trainer, kto_trainer, models, training
 from stages.lib.groups import group
-from stages.lib.ppo.loop import ALONE, Training
+from stages.lib.ppo.loop import Training
 from stages.lib.ppo.rollouts import Reference, Roles
 from stages.lib.ppo.values import HeadValue
 from stages.lib.rloo_trainer import AskTrainer
@@ -57,7 +57,7 @@ def by_ppo(lm, sign, folder):
         stop__max_steps=30, look__every=30, look__prompts=2, kl__beta=0.0, learning_rate=5e-2,
     )  # fmt: skip
     given = asks(lm, [PROMPT])
-    Training(roles, knobs, given, given * 2, seed=0, checkpoints=folder, processes=ALONE).run()
+    Training(roles, knobs, given, given * 2, seed=0, checkpoints=folder).run()
 
 
 def by_rloo(lm, sign, folder):

@@ -94,6 +94,7 @@ def test_stages_do_not_import_each_other_and_lib_imports_no_stage():
 
 OWNERS = {
     "mlflow": {"runtime/tracking/run", "runtime/tracking/store", "runtime/tracking/lineage"},
+    "accelerate": {"runtime/processes"},
     "dvc": {"runtime/declared", "commands/plan", "commands/revisions"},
     "peft": {"models"},
     "bitsandbytes": {"models"},

@@ -24,13 +24,13 @@ from stages.lib import likelihood, models, online, reward_model, tokens
 from stages.lib.algorithms import ppo
 from stages.lib.algorithms.task import Task
 from stages.lib.ppo import loop, rollouts
-from stages.lib.ppo.advantages import alone
 from stages.lib.ppo.knobs import Ppo
-from stages.lib.ppo.loop import ALONE, Training
+from stages.lib.ppo.loop import Training
 from stages.lib.ppo.rollouts import Reference, Roles
 from stages.lib.ppo.values import AdapterValue, HeadValue, RewardValue
 from stages.lib.reward_model import TrainedReward
 from stages.lib.runtime import files
+from stages.lib.runtime.processes import total
 from stages.lib.runtime.schema import Refusal
 
 P = Ppo.model_validate(
@@ -70,7 +70,7 @@ def training(roles, tmp_path, knobs=P, seed=0, **changes):
     given = asks(roles.lm)
     held_out = asks(roles.lm, LOOKS)
     return Training(
-        roles, but(knobs, **changes), given, held_out, seed=seed, checkpoints=tmp_path / "ck", processes=ALONE
+        roles, but(knobs, **changes), given, held_out, seed=seed, checkpoints=tmp_path / "ck"
     )  # fmt: skip
 
 
@@ -90,11 +90,11 @@ def weights(run):
 
 
 def test_before_the_first_step_policy_and_reference_agree(roles):  # properties 9, 10
-    found = rollouts.roll_out(roles, asks(roles.lm)[:4], P, alone, beta=0.5, seed=1)
+    found = rollouts.roll_out(roles, asks(roles.lm)[:4], P, total, beta=0.5, seed=1)
     for part in found.parts:
         assert part.k1_N.abs().max() < 1e-6
         assert not part.old_values_N.any()  # the head starts at zero, as declared: property 27
-    one = rollouts.roll_out(roles, asks(roles.lm)[:4], but(P, lam=1.0), alone, beta=0.5, seed=1)
+    one = rollouts.roll_out(roles, asks(roles.lm)[:4], but(P, lam=1.0), total, beta=0.5, seed=1)
     rows = torch.cat([p.returns_N[p.mask_BT.nonzero()[:, 1] == 0] for p in one.parts])
     assert torch.allclose(rows, one.scores_B, atol=1e-5)  # the reward is the score itself
 
@@ -108,7 +108,7 @@ def test_the_ratio_of_the_first_update_is_one(tiny_folder, full_precision, tmp_p
         lm, Reference(lm, None), Planted(), None, HeadValue(lm.unembedding_VD.shape[1], seed=0)
     )
     run = training(roles, tmp_path, temperature=0.7, minibatch_prompts=4, epochs=1)
-    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, total, beta=0.1, seed=1)
     assert torch.cat([p.k1_N for p in rollout.parts]).abs().max() > 0.01
     row = run._update_once(rollout.parts, 0)
     assert row["ratio"] == pytest.approx(1.0, abs=1e-6)
@@ -167,7 +167,7 @@ def test_the_value_adapter_starts_as_the_reward_model_and_trains_beside_the_poli
     run = training(
         Roles(tiny, Reference(tiny, None), reward, None, value), tmp_path, value__learning_rate=1e-3
     )
-    rollout = rollouts.roll_out(run.roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    rollout = rollouts.roll_out(run.roles, run._batch(0), run.ppo, total, beta=0.1, seed=1)
     part = rollout.parts[0]
     # The value before the last token is the reward model's score of the text up to there.
     with torch.no_grad(), models.adapter(tiny, "reward"):
@@ -189,7 +189,7 @@ def test_the_reward_models_own_states_are_a_value_without_a_second_adapter(
     reward = with_reward(tiny, tmp_path / "reward")
     roles = Roles(tiny, Reference(tiny, None), reward, None, RewardValue(reward))
     run = training(roles, tmp_path, value__learning_rate=1e-2)
-    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, total, beta=0.1, seed=1)
     part = rollout.parts[0]
     with torch.no_grad(), models.adapter(tiny, "reward"):
         states = likelihood.positions(tiny, part.sequences).hidden_ND
@@ -209,7 +209,7 @@ def test_advantages_are_whitened_over_the_whole_rollout_and_rewards_keep_their_m
     roles,
 ):  # property 23
     given = asks(roles.lm)[:4]
-    found = rollouts.roll_out(roles, given, P, alone, beta=0.0, seed=1)
+    found = rollouts.roll_out(roles, given, P, total, beta=0.0, seed=1)
     assert len(found.parts) == 2
     both = torch.cat([p.advantages_N for p in found.parts])
     assert both.mean().item() == pytest.approx(0.0, abs=1e-5)
@@ -219,7 +219,7 @@ def test_advantages_are_whitened_over_the_whole_rollout_and_rewards_keep_their_m
     sums = []
     for whiten in (False, True):
         knobs = but(P, lam=1.0, whiten_rewards=whiten)
-        one = rollouts.roll_out(roles, given, knobs, alone, beta=0.0, seed=1)
+        one = rollouts.roll_out(roles, given, knobs, total, beta=0.0, seed=1)
         firsts = [p.returns_N[p.mask_BT.nonzero()[:, 1] == 0] for p in one.parts]
         sums.append(torch.cat(firsts))
         tokens_seen = sum(len(p.returns_N) for p in one.parts)
@@ -232,7 +232,7 @@ def test_advantages_are_whitened_over_the_whole_rollout_and_rewards_keep_their_m
 
 def test_log_probabilities_are_of_the_distribution_that_was_sampled(roles):  # property 10
     knobs = but(P, temperature=0.7)
-    found = rollouts.roll_out(roles, asks(roles.lm)[:4], knobs, alone, beta=0.0, seed=1)
+    found = rollouts.roll_out(roles, asks(roles.lm)[:4], knobs, total, beta=0.0, seed=1)
     rows = [len(d.ids) for d in found.draws]
     sums = [part.sum() for part in torch.cat([p.old_logp_N for p in found.parts]).split(rows)]
     drawn = torch.tensor([d.logp for d in found.draws], dtype=torch.float32)
@@ -248,7 +248,7 @@ def test_a_reward_model_with_another_tokenizer_reads_text(
     models.add_lora(tiny, rank=4, alpha=8, seed=0)
     value = HeadValue(tiny.unembedding_VD.shape[1], seed=0)
     roles = Roles(tiny, Reference(tiny, None), reward, None, value)
-    found = rollouts.roll_out(roles, asks(tiny)[:4], P, alone, beta=0.1, seed=1)
+    found = rollouts.roll_out(roles, asks(tiny)[:4], P, total, beta=0.1, seed=1)
     ask, draw = asks(tiny)[0], found.draws[0]
     text = tiny.tokenizer.decode([i for i in draw.ids if i not in tiny.eos_ids])
     own = tokens.encode(other, ask.prompt.text, text, draw.finish, max_tokens=64, where="here")
@@ -276,7 +276,7 @@ def test_one_batch_of_eight_is_eight_of_one(roles, tmp_path):  # property 29
         run = training(roles, tmp_path, max_grad_norm=1e9, **knobs)
         for optimiser in run.optimisers:
             optimiser.param_groups[0]["lr"] = 0.0  # the gradients are wanted, not the step
-        rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+        rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, total, beta=0.1, seed=1)
         assert len(rollout.parts) == 4 // size
         figures = run._update_once(rollout.parts, 0)
         found.append({k: p.grad.clone() for k, p in (run.policy | run.value).items()})
@@ -287,7 +287,7 @@ def test_one_batch_of_eight_is_eight_of_one(roles, tmp_path):  # property 29
 
 def test_the_policys_gradient_does_not_depend_on_who_else_ran(roles, tmp_path):  # properties 15, 16
     run = training(roles, tmp_path)
-    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, alone, beta=0.1, seed=1)
+    rollout = rollouts.roll_out(roles, run._batch(0), run.ppo, total, beta=0.1, seed=1)
     first = gradients(run, rollout.parts)
     run._look()  # samples, scores, switches adapters
     again = gradients(run, rollout.parts)
@@ -364,17 +364,20 @@ def test_a_target_that_is_reached_stops(roles, tmp_path):  # property 33
     assert (done.stopped_by, done.step) == ("target", 0)
 
 
-def test_every_pass_takes_every_prompt_once_and_two_processes_share_a_step(roles, tmp_path):
+def test_every_pass_takes_every_prompt_once_and_two_processes_share_a_step(
+    roles, tmp_path, monkeypatch
+):
     run = training(roles, tmp_path)
     seen = [ask.prompt.id for step in range(3) for ask in run._batch(step)]  # 12 of 6 prompts
     assert sorted(seen[:6]) == sorted(seen[6:]) == [f"align{n}" for n in range(6)]
     assert seen[:6] != seen[6:]
+    whole = [ask.prompt.id for ask in run._batch(0)]
     parts = []
-    for rank in (0, 1):
-        own = training(roles, tmp_path)
-        own.processes = dataclasses.replace(ALONE, rank=rank, count=2)
-        parts.append([ask.prompt.id for ask in own._batch(0)])
-    assert sorted(parts[0] + parts[1]) == sorted(a.prompt.id for a in run._batch(0))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        parts.append([ask.prompt.id for ask in run._batch(0)])
+    assert sorted(parts[0] + parts[1]) == sorted(whole)
 
 
 def test_figures_of_a_rollout(roles, tmp_path):  # property 20
@@ -433,10 +436,10 @@ def test_a_value_that_starts_as_the_reward_model_needs_a_trained_one(task, tmp_p
         ppo.train(but(P, value__kind=kind), task)
 
 
-def test_processes_that_do_not_come_out_even_are_refused(roles, tmp_path):
-    three = dataclasses.replace(ALONE, count=3)
-    with pytest.raises(Refusal, match="3 processes share minibatch_prompts 2 in parts of"):
-        Training(roles, P, [], [], seed=0, checkpoints=tmp_path, processes=three)
+def test_processes_that_do_not_come_out_even_are_refused(roles, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(Refusal, match="3 processes share minibatch_prompts 2, which does not come"):
+        Training(roles, P, [], [], seed=0, checkpoints=tmp_path)
 
 
 def test_an_evaluation_says_how_far_proxy_and_monitor_are_apart(roles):  # property 36

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from stages.lib.ppo import advantages, control, surrogates
-from stages.lib.ppo.advantages import alone
 from stages.lib.ppo.control import KlControl, Look, Stops, Watch
+from stages.lib.runtime.processes import total
 
 MASK = tensor([[True, True, True], [True, False, False]])
 
@@ -85,8 +85,8 @@ def test_lambda_one_gives_returns_minus_values_and_zero_one_step_errors():  # pr
 
 def test_whitening_keeps_the_mean_of_rewards_and_not_that_of_advantages():  # property 23
     values = tensor([[1.0, 3.0, 5.0], [7.0, 100.0, -100.0]])
-    kept = advantages.whiten(values, MASK, alone, shift_mean=False)
-    moved = advantages.whiten(values, MASK, alone, shift_mean=True)
+    kept = advantages.whiten(values, MASK, total, shift_mean=False)
+    moved = advantages.whiten(values, MASK, total, shift_mean=True)
     assert kept[MASK].mean() == pytest.approx(4.0)
     assert moved[MASK].mean() == pytest.approx(0.0, abs=1e-6)
     for found in (kept, moved):
@@ -96,7 +96,7 @@ def test_whitening_keeps_the_mean_of_rewards_and_not_that_of_advantages():  # pr
 
 def test_two_processes_whiten_as_one():
     values = tensor([[1.0, 3.0, 5.0], [7.0, 0.0, 0.0]])
-    whole = advantages.whiten(values, MASK, alone, shift_mean=True)
+    whole = advantages.whiten(values, MASK, total, shift_mean=True)
     seen = []
 
     def recorded(value):
@@ -118,9 +118,9 @@ def test_two_processes_whiten_as_one():
 
 def test_explained_variance_is_one_of_a_perfect_value_and_zero_of_a_constant():
     returns = tensor([1.0, 2.0, 3.0, 4.0])
-    assert advantages.explained_variance(returns, returns, alone) == 1.0
-    assert advantages.explained_variance(torch.full((4,), 2.5), returns, alone) == 0.0
-    assert math.isnan(advantages.explained_variance(returns, torch.ones(4), alone))
+    assert advantages.explained_variance(returns, returns, total) == 1.0
+    assert advantages.explained_variance(torch.full((4,), 2.5), returns, total) == 0.0
+    assert math.isnan(advantages.explained_variance(returns, torch.ones(4), total))
 
 
 def test_the_policy_loss_worked_by_hand_is_clipped_in_the_pessimistic_direction_only():  # 26

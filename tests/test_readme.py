@@ -23,6 +23,7 @@ DOCUMENTS = [
         "data/revisions/README.md",
         "data/scores/README.md",
         "data/sources/README.md",
+        "docs/cluster.md",
         "docs/evaluation.md",
         "docs/labels.md",
         "docs/preferences.md",

@@ -16,9 +16,9 @@ from stages import align
 from stages.lib import likelihood, models, neighbours, sft_trainer
 from stages.lib.algorithms import dpo, ppo, sft
 from stages.lib.ppo import rollouts
-from stages.lib.ppo.advantages import alone
 from stages.lib.records import Demonstration, SourcePrompt
 from stages.lib.runtime import files
+from stages.lib.runtime.processes import total
 from stages.lib.runtime.schema import Refusal
 
 
@@ -93,7 +93,7 @@ def reference_logps(task, sequences):
 def test_ppo_that_starts_from_it_has_it_as_reference(after_sft):  # properties 9, 12, 13
     lm = after_sft.open_with_adapter(P)
     roles = ppo._roles(lm, P, after_sft)
-    found = rollouts.roll_out(roles, asks(lm)[:4], P, alone, beta=0.5, seed=1)
+    found = rollouts.roll_out(roles, asks(lm)[:4], P, total, beta=0.5, seed=1)
     for part in found.parts:
         assert part.k1_N.abs().max() < 1e-6
         rows = part.mask_BT.nonzero()[:, 0]

@@ -24,6 +24,7 @@ from stages.lib.language_loss import sequences
 from stages.lib.likelihood import CHUNK
 from stages.lib.models import LanguageModel
 from stages.lib.order import by_hash
+from stages.lib.runtime import processes
 from stages.lib.tokens import TokenSequence
 
 
@@ -51,30 +52,38 @@ class Anchor:
     ) -> None:
         """Take what `lm` predicts now, adapter included, as the reference."""
         self._lm, self._passages, self._weight, self._count = lm, passages, weight, count
-        self._states = [states_ND.cpu() for states_ND in _states(lm, passages)]
+        self._states = processes.shared(passages, lambda some: _states(lm, some), cost=len)
 
-    def pull(self, turn: int, *, share: float = 1.0) -> float:
+    def pull(self, turn: int) -> float:
         """Add the gradient of the divergence to that of the adapter that trains.
+
+        Of several processes each reads its share of the passages; their gradients add up.
 
         Args:
             turn: of this update, from 0; each has passages of its own, all of them in turn.
-            share: of the weight, where several processes add up their gradients.
 
         Returns:
             The divergence in nats a token, unweighted, before the update.
         """
         lm, size = self._lm, len(self._passages)
-        chosen = [(turn * self._count + i) % size for i in range(self._count)]
+        every = [(turn * self._count + i) % size for i in range(self._count)]
+        mine = processes.share(every)
+        weight = self._weight if mine else 0.0
+        chosen = mine or every[:1]
         with models.training_precision(lm):
             at = likelihood.positions(lm, [self._passages[i] for i in chosen])
         reference_ND = torch.cat([self._states[i] for i in chosen]).to(at.hidden_ND.device)
         kl_N, gradient_ND = divergence(at.hidden_ND.detach(), reference_ND, lm.unembedding_VD)
-        at.hidden_ND.backward(gradient_ND * (self._weight * share / len(kl_N)))
-        return float(kl_N.mean())
+        tokens = sum(len(self._states[i]) for i in every)
+        at.hidden_ND.backward(gradient_ND * (weight / tokens))
+        return processes.means({"kl": float(kl_N.mean())}, len(kl_N) if mine else 0)["kl"]
 
 
 class Anchored:
-    """Mix-in of transformers' trainers: after each loss's gradient comes the anchor's."""
+    """Mix-in of transformers' trainers: after each loss's gradient comes the anchor's.
+
+    After `training.Shared`, which adds up the gradients of several processes.
+    """
 
     anchor: Anchor | None = None
 
@@ -126,4 +135,4 @@ def divergence(
 def _states(lm: LanguageModel, passages: Sequence[TokenSequence]) -> list[Tensor]:
     lm.model.eval()
     with models.training_precision(lm):
-        return [likelihood.positions(lm, [one]).hidden_ND for one in passages]
+        return [likelihood.positions(lm, [one]).hidden_ND.cpu() for one in passages]

@@ -14,7 +14,7 @@ from stages.lib.likelihood import Divergence, Positions
 from stages.lib.models import LanguageModel
 from stages.lib.records import Prompt
 from stages.lib.reward_model import Answer
-from stages.lib.runtime import files
+from stages.lib.runtime import files, processes
 from stages.lib.runtime.items import Items
 from stages.lib.sampling import Decoding, Draw, Request
 from stages.lib.tokens import TokenSequence, encode_prompt
@@ -106,6 +106,30 @@ def answer(
         seed: with prompt id and index, selects the random numbers: the same for every policy.
         batch_tokens: in memory at once.
     """
+
+    def work(some: list[Prompt]) -> list[list[Answered]]:
+        found = _answers(
+            subject, some, name, decoding,
+            samples=samples, tokens=tokens, seed=seed, batch_tokens=batch_tokens,
+        )  # fmt: skip
+        return [found[place : place + samples] for place in range(0, len(found), samples)]
+
+    told = processes.shared(prompts, work, cost=lambda prompt: len(prompt.plain()))
+    return [one for own in told for one in own]
+
+
+def _answers(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    name: str,
+    decoding: Decoding,
+    *,
+    samples: int,
+    tokens: int,
+    seed: int,
+    batch_tokens: int,
+) -> list[Answered]:
+    """Return this process's answers, as `answer` returns them."""
     lm = subject.policy
     requests = [Request(p.id, encode_prompt(lm, p.body()), samples) for p in prompts]
     long = {"batch_tokens": batch_tokens, "label": name}

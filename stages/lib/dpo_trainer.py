@@ -7,6 +7,7 @@ The subclass replaces data preparation and loss; loop, optimiser and adapter han
 Shape suffixes: B = unique sequences of the batch, P = pairs.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from trl import DPOConfig, DPOTrainer
 
 from stages.lib import likelihood, losses, models, training
 from stages.lib.anchor import Anchored
-from stages.lib.groups import Batch, Group, collate
+from stages.lib.groups import Batch, Group, collate_share
 from stages.lib.models import LanguageModel
+from stages.lib.runtime import processes
+from stages.lib.training import Shared
 
 if TYPE_CHECKING:
     from stages.lib.algorithms.dpo import Dpo
@@ -30,10 +33,14 @@ def group_logps(lm: LanguageModel, groups: list[Group], *, label: str) -> dict[s
     Of the reference they are computed once: it never moves, and each is needed every epoch.
     """
     lm.model.eval()
-    sequences = [s for g in groups for s in g.sequences]
-    with models.training_precision(lm):
-        flat = likelihood.all_logps(lm, sequences, batch_tokens=4096, label=label)
-    parts = flat.split([len(g.sequences) for g in groups])
+
+    def work(some: list[Group]) -> Sequence[Tensor]:
+        sequences = [s for g in some for s in g.sequences]
+        with models.training_precision(lm):
+            flat = likelihood.all_logps(lm, sequences, batch_tokens=4096, label=label)
+        return [part.clone() for part in flat.split([len(g.sequences) for g in some])]
+
+    parts = processes.shared(groups, work, cost=lambda g: g.tokens)
     return {g.prompt_id: part for g, part in zip(groups, parts, strict=True)}
 
 
@@ -51,7 +58,7 @@ def accuracy(groups: list[Group], policy: dict[str, Tensor], reference: dict[str
     return right / total if total else float("nan")
 
 
-class GroupedDPOTrainer(Anchored, DPOTrainer):
+class GroupedDPOTrainer(Shared, Anchored, DPOTrainer):
     """TRL's DPO on groups of pairs with soft labels and weights."""
 
     def __init__(
@@ -84,8 +91,9 @@ class GroupedDPOTrainer(Anchored, DPOTrainer):
 
     def _collate(self, rows: list[dict[str, int]]) -> dict[str, Any]:
         some = [self._groups[row["index"]] for row in rows]
-        reference = torch.cat([self._reference[g.prompt_id] for g in some])
-        return {"batch": collate(some), "reference": reference}
+        mine = processes.share(some) or some[:1]
+        reference = torch.cat([self._reference[g.prompt_id] for g in mine])
+        return {"batch": collate_share(some), "reference": reference}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
         batch: Batch = inputs["batch"]
@@ -95,11 +103,16 @@ class GroupedDPOTrainer(Anchored, DPOTrainer):
         losses_P, margins_P = pair_losses(self._policy, logps_B, reference_B, batch)
         mode = self._metrics["train" if model.training else "eval"]
         logps = logps_B.detach()
-        mode["margin"].append(self._policy.beta * margins_P.mean().item())
-        mode["accuracy"].append((margins_P > 0).float().mean().item())
-        mode["logp_chosen"].append(logps[batch.chosen_P].mean().item())
-        mode["logp_rejected"].append(logps[batch.rejected_P].mean().item())
-        return losses.weighted_mean(losses_P, batch.weight_P.to(losses_P.device))
+        seen = {
+            "margin": self._policy.beta * margins_P.mean().item(),
+            "accuracy": (margins_P > 0).float().mean().item(),
+            "logp_chosen": logps[batch.chosen_P].mean().item(),
+            "logp_rejected": logps[batch.rejected_P].mean().item(),
+        }
+        for name, mean in processes.means(seen, batch.count).items():
+            mode[name].append(mean)
+        weight_P = batch.weight_P.to(losses_P.device)
+        return losses.weighted_mean(losses_P, weight_P, whole_weight=batch.whole_weight)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # TRL writes a model card with every checkpoint; Trainer's own method does not.

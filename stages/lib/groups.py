@@ -10,13 +10,14 @@ Shape suffixes: B = unique sequences of the batch, P = pairs.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stages.lib.models import LanguageModel
 from stages.lib.records import Pair
+from stages.lib.runtime import processes
 from stages.lib.runtime.files import RecordError
 from stages.lib.tokens import TokenSequence, encode
 
@@ -48,6 +49,13 @@ class Batch:
     rejected_P: Tensor
     p_chosen_P: Tensor
     weight_P: Tensor
+    whole_weight: float
+    """Summed weight of all pairs of the batch, of which another process may have a share."""
+
+    @property
+    def count(self) -> int:
+        """Pairs that count; 0 where this process has no share."""
+        return int((self.weight_P > 0).sum())
 
 
 def group(
@@ -99,6 +107,15 @@ def _one(lm: LanguageModel, pairs: Sequence[Pair], max_tokens: int) -> Group:
     )
 
 
+def collate_share(groups: Sequence[Group]) -> Batch:
+    """Join this process's share of a batch; where that is nothing, one group of weight 0."""
+    whole = collate(groups)
+    if mine := processes.share(groups):
+        return replace(collate(mine), whole_weight=whole.whole_weight)
+    idle = collate(groups[:1])
+    return replace(idle, weight_P=torch.zeros_like(idle.weight_P), whole_weight=whole.whole_weight)
+
+
 def collate(groups: Sequence[Group]) -> Batch:
     """Join groups into one batch."""
     sequences: list[TokenSequence] = []
@@ -109,10 +126,12 @@ def collate(groups: Sequence[Group]) -> Batch:
         rejected += [len(sequences) + i for i in one.rejected]
         sequences += one.sequences
     pairs = [pair for one in groups for pair in one.pairs]
+    weight_P = torch.tensor([pair.weight for pair in pairs])
     return Batch(
         sequences,
         torch.tensor(chosen),
         torch.tensor(rejected),
         torch.tensor([pair.p_chosen for pair in pairs]),
-        torch.tensor([pair.weight for pair in pairs]),
+        weight_P,
+        float(weight_P.sum()),
     )

@@ -13,6 +13,7 @@ from stages.lib.answering import Subject
 from stages.lib.identities import CONTROL, Filled, Group
 from stages.lib.identity_answers import IdentityAnswer
 from stages.lib.order import by_hash
+from stages.lib.runtime import processes
 from stages.lib.runtime.schema import Refusal, Strict
 from stages.lib.sampling import Decoding, Draw, Request
 from stages.lib.tokens import encode_prompt
@@ -86,11 +87,17 @@ def answer(
         ids = encode_prompt(lm, q.filled.text)
         requests.setdefault(Request(q.filled.template, ids, naming.samples), []).append(q)
     drawn = {"max_tokens": naming.tokens, "seed": seed}
-    with models.adapter(lm, subject.adapter):
-        draws = sampling.sample(
-            lm, list(requests), decoding, **drawn, batch_tokens=batch_tokens, label="identities",
-            kept=answering.kept_draws(subject, decoding, **drawn),
-        )  # fmt: skip
+
+    def work(some: list[Request]) -> list[list[Draw]]:
+        with models.adapter(lm, subject.adapter):
+            found = sampling.sample(
+                lm, some, decoding, **drawn, batch_tokens=batch_tokens, label="identities",
+                kept=answering.kept_draws(subject, decoding, **drawn),
+            )  # fmt: skip
+        return sampling.by_request(found, some)
+
+    told = processes.shared(list(requests), work, cost=lambda request: len(request.ids))
+    draws = [draw for own in told for draw in own]
     said: dict[Question, list[tuple[Question, Draw, str]]] = {q: [] for q in questions}
     # By place: the draws of all groups of a beginning bear the same id.
     owners = [request for request in requests for _ in range(request.samples)]

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from stages.lib import likelihood, models
 from stages.lib.answering import Subject
-from stages.lib.groups import group
+from stages.lib.groups import Group, group
 from stages.lib.order import by_hash
 from stages.lib.records import Leaning, Pair
+from stages.lib.runtime import processes
 
 
 def some(pairs: Sequence[Pair], prompts: int) -> list[Pair]:
@@ -36,22 +37,27 @@ def leanings(subject: Subject, pairs: Sequence[Pair], *, batch_tokens: int) -> l
         return []
     most = subject.reference.model.config.max_position_embeddings
     groups = group(subject.reference, pairs, max_tokens=most)
-    sequences = [one for own in groups for one in own.sequences]
-    with models.adapter(subject.policy, subject.adapter):
-        policy_B = likelihood.all_logps(
-            subject.policy, sequences, batch_tokens=batch_tokens, label="pairs"
-        )
-    with models.adapter(subject.reference, None):
-        reference_B = likelihood.all_logps(
-            subject.reference, sequences, batch_tokens=batch_tokens, label="pairs, reference"
-        )
-    ratios = (policy_B - reference_B).split([len(own.sequences) for own in groups])
+
+    def work(some: list[Group]) -> list[list[float]]:
+        sequences = [one for own in some for one in own.sequences]
+        with models.adapter(subject.policy, subject.adapter):
+            policy_B = likelihood.all_logps(
+                subject.policy, sequences, batch_tokens=batch_tokens, label="pairs"
+            )
+        with models.adapter(subject.reference, None):
+            reference_B = likelihood.all_logps(
+                subject.reference, sequences, batch_tokens=batch_tokens, label="pairs, reference"
+            )
+        ratios = (policy_B - reference_B).split([len(own.sequences) for own in some])
+        return [ratio_B.tolist() for ratio_B in ratios]
+
+    ratios = processes.shared(groups, work, cost=lambda own: own.tokens)
     return [
         Leaning(
             pair_id=pair.id,
             prompt_id=own.prompt_id,
             cluster=own.cluster,
-            margin=round(float(ratio_B[chosen] - ratio_B[rejected]), 5),
+            margin=round(ratio_B[chosen] - ratio_B[rejected], 5),
         )
         for own, ratio_B in zip(groups, ratios, strict=True)
         for pair, chosen, rejected in zip(own.pairs, own.chosen, own.rejected, strict=True)

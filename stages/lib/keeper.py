@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.lib.runtime import files
+from stages.lib.runtime import files, processes
 from stages.lib.snapshots import FOLDER, kept
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Keeper:
 
     def hand_over(self, out: Path) -> None:
         """Move what was kept to the policy's folder."""
+        if processes.rank():
+            return
         for folder in kept(self.checkpoints).values():
             (out / FOLDER).mkdir(exist_ok=True)
             shutil.move(folder, out / FOLDER / folder.name)

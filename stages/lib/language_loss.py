@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from stages.lib import likelihood, models
 from stages.lib.models import LanguageModel
 from stages.lib.neutral_text import Passage, PassageLoss
+from stages.lib.runtime import processes
 from stages.lib.tokens import TokenSequence
 
 
@@ -13,13 +14,19 @@ def losses(
 ) -> list[PassageLoss]:
     """Return the loss of a model, with one of its adapters or none, on each passage."""
     given = sequences(lm, passages)
-    with models.adapter(lm, adapter):
-        logps = likelihood.all_logps(lm, given, batch_tokens=batch_tokens, label="neutral text")
+
+    def work(some: list[TokenSequence]) -> list[float]:
+        with models.adapter(lm, adapter):
+            return likelihood.all_logps(
+                lm, some, batch_tokens=batch_tokens, label="neutral text"
+            ).tolist()
+
+    logps = processes.shared(given, work, cost=len)
     return [
         PassageLoss(
             id=passage.id, genre=passage.genre, tokens=len(one.completion), nll=round(-logp, 4)
         )
-        for passage, one, logp in zip(passages, given, logps.tolist(), strict=True)
+        for passage, one, logp in zip(passages, given, logps, strict=True)
     ]
 
 

@@ -103,9 +103,19 @@ def ipo_loss(
     return (margins_P - (2 * p_chosen_P - 1) / (2 * beta)) ** 2
 
 
-def weighted_mean(losses_P: Tensor, weights_P: Tensor) -> Tensor:
-    """Return sum(w l) / sum(w): prompts count alike however many pairs they have."""
-    return (losses_P * weights_P).sum() / weights_P.sum()
+def weighted_mean(
+    losses_P: Tensor, weights_P: Tensor, *, whole_weight: float | None = None
+) -> Tensor:
+    """Return sum(w l) / sum(w): prompts count alike however many pairs they have.
+
+    Args:
+        losses_P: in nats.
+        weights_P: of each.
+        whole_weight: of the batch that these are a share of; the shares' results add up to the
+            mean. None: they are all of it.
+    """
+    whole = weights_P.sum() if whole_weight is None else whole_weight
+    return (losses_P * weights_P).sum() / whole
 
 
 def kto_reference_point(log_ratios_M: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.lib import attention
 from stages.lib.base import Base
-from stages.lib.runtime import files, locks
+from stages.lib.runtime import files, locks, processes
 from stages.lib.runtime.schema import Refusal
 
 
@@ -75,7 +75,7 @@ def load(folder: Path, base: Base, *, quantised: bool = True) -> LanguageModel:
 
     Raises:
         ModelError: the folder holds no such model, has no EOS or no pad apart from EOS, or packed
-            weights are asked for without a GPU.
+            weights are asked for without a GPU, or of a base that several processes divide.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: holds no model (no config.json); run `dvc repro fetch` first")
@@ -85,21 +85,35 @@ def load(folder: Path, base: Base, *, quantised: bool = True) -> LanguageModel:
             "params.yaml: base.weights is 'packed', which needs a GPU; none is here; 'auto' "
             "or 'rounded' would do"
         )
+    divided = processes.divides_base()
+    if base.weights == "packed" and divided:
+        raise ModelError(
+            "params.yaml: base.weights is 'packed', which FSDP2 does not divide here; 'auto' or "
+            "'rounded' would do, with the same logits"
+        )
     if gpu:
-        hold_gpu(torch.cuda.current_device())
-    packed = quantised and base.quantisation == "nf4" and base.weights != "rounded" and gpu
+        hold_gpus()
+    packed = (
+        quantised
+        and base.quantisation == "nf4"
+        and base.weights != "rounded"
+        and gpu
+        and not divided
+    )
     dtype = getattr(torch, base.dtype)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         quantization_config=_nf4_config(dtype) if packed else None,
         attn_implementation=None if gpu else _cpu_attention(folder),
-        device_map={"": 0} if gpu else None,
+        device_map={"": torch.cuda.current_device()} if gpu and not divided else None,
         local_files_only=True,
     )
     if quantised and base.quantisation == "nf4" and not packed:
         round_to_nf4(model)
     model.eval().requires_grad_(False)
+    if divided:
+        divide(model)
     return _with_tokenizer(model, folder)
 
 
@@ -121,6 +135,18 @@ def load_adapted(folder: Path, adapter: Path, base: Base) -> LanguageModel:
 _held: dict[int, FileLock] = {}
 
 
+def hold_gpus() -> None:
+    """Hold this process's GPU; of several processes rank 0 holds those of its machine for all.
+
+    It goes through them in order, so that two stages never hold a part each.
+    """
+    if processes.size() == 1:
+        hold_gpu(torch.cuda.current_device())
+        return
+    for number in range(processes.from_first(processes.on_this_machine)):
+        hold_gpu(number)
+
+
 def hold_gpu(number: int) -> None:
     """Wait until no other stage of this repository is on a GPU; keep it until the process ends.
 
@@ -130,6 +156,22 @@ def hold_gpu(number: int) -> None:
         _held[number] = locks.take(
             f"gpu-{number}", f"GPU {number} is taken by another stage of this repository"
         )
+
+
+def divide(model: Any) -> None:
+    """Let each process hold a part of every layer's frozen weights (FSDP2).
+
+    A layer is gathered when it runs, and given up afterwards. Embedding and output layer, which are
+    read elsewhere as well, stay whole; and so do adapters, which are attached later.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model.model.layers:
+        fully_shard(layer)
+        # What it is gathered into is made once: made under inference_mode, it would serve no other
+        layer.unshard()
+        layer.reshard()
+    model.to(processes.device())
 
 
 def _with_tokenizer(model: Any, folder: Path) -> LanguageModel:

@@ -15,7 +15,7 @@ from stages.lib.order import by_hash
 from stages.lib.records import Prompt
 from stages.lib.refusals import classify
 from stages.lib.reward_model import Answer, Scorer
-from stages.lib.runtime import files
+from stages.lib.runtime import files, processes
 from stages.lib.runtime.schema import Refusal
 from stages.lib.sampling import Decoding, Draw, Request
 
@@ -122,18 +122,23 @@ def look(
     seed: int,
 ) -> Seen:
     """Let the active adapter answer validation prompts, and score what it says."""
-    draws, answers = respond(lm, asked, manner, samples=samples, seed=seed)
 
-    def by_prompt(scorer: Scorer) -> list[float]:
-        found = torch.tensor(reward_model.scores(scorer, answers, label=None))
-        return found.view(-1, samples).mean(1).tolist()
+    def work(some: list[Ask]) -> list[_Told]:
+        _, answers = respond(lm, some, manner, samples=samples, seed=seed)
+        means = [_means(scorer, answers, samples) for scorer in (reward, monitor) if scorer]
+        return [
+            _Told(answers[place * samples : (place + 1) * samples], *own)
+            for place, own in enumerate(zip(*means, strict=True))
+        ]
 
-    proxy, watched = by_prompt(reward), by_prompt(monitor) if monitor else None
+    told = processes.shared(asked, work, cost=lambda ask: len(ask.ids))
+    proxy = [one.proxy for one in told]
+    watched = [one.monitor for one in told if one.monitor is not None] if monitor else None
     figures = {"proxy": statistics.fmean(proxy)}
     if watched is not None:
         figures["monitor"] = statistics.fmean(watched)
         figures["gap"] = figures["proxy"] - figures["monitor"]
-    texts = [a.text for a in answers]
+    texts = [answer.text for one in told for answer in one.answers]
     if not math.isnan(repeats := repeated(texts, 4)):  # some text has four words
         figures["repeats4"] = repeats
     figures["refusals"] = statistics.fmean(classify(text) == "full" for text in texts)
@@ -142,7 +147,21 @@ def look(
             "prompt": a.prompt if isinstance(a.prompt, str) else a.prompt[-1].content,
             "completion": a.text,
         }
-        for a, d in zip(answers, draws, strict=True)
-        if d.index == 0
+        for a in (one.answers[0] for one in told)
     ]
     return Seen(proxy, watched, figures, first)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The answers to one prompt, and the mean of their scores."""
+
+    answers: list[Answer]
+    proxy: float
+    monitor: float | None = None
+
+
+def _means(scorer: Scorer, answers: Sequence[Answer], samples: int) -> list[float]:
+    """Return the mean score of each prompt's answers."""
+    found = torch.tensor(reward_model.scores(scorer, answers, label=None))
+    return found.view(-1, samples).mean(1).tolist()

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from stages.lib import attention
 from stages.lib.models import LanguageModel
+from stages.lib.runtime import processes
 from stages.lib.tokens import TokenSequence
 
 
@@ -92,6 +93,8 @@ def with_completions(
     prefix.select(torch.tensor([row[s.prompt] for s in sequences], device=lm.device))
     lengths_B = torch.tensor([len(s.completion) for s in sequences], device=lm.device)
     width = int(lengths_B.max())
+    if processes.divides_base():
+        width = max(width, 2)  # or of single tokens alone one process would have nothing to read
     ids_BT = torch.tensor(
         [list(s.completion) + [lm.pad_id] * (width - len(s.completion)) for s in sequences],
         device=lm.device,

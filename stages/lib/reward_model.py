@@ -18,7 +18,7 @@ from stages.lib import models
 from stages.lib.models import LanguageModel, ModelError
 from stages.lib.prefix import with_completions
 from stages.lib.records import Message
-from stages.lib.runtime import files
+from stages.lib.runtime import files, processes
 from stages.lib.tokens import TokenSequence, batches_by_prompt, encode
 
 HEAD = "head.safetensors"
@@ -54,7 +54,12 @@ class Head(nn.Module):
 def last_states(lm: LanguageModel, sequences: Sequence[TokenSequence]) -> Tensor:
     """Return hidden_BD at each sequence's last real token, wherever the padding is."""
     prefix, ids_BT, lengths_B = with_completions(lm, sequences)
-    return prefix.read(ids_BT)[torch.arange(len(sequences), device=lm.device), lengths_B - 1]
+    begun_BD = prefix.hidden_BD
+    rows_B = torch.arange(len(sequences), device=lm.device)
+    hidden_BD = prefix.read(ids_BT)[rows_B, lengths_B - 1]
+    # FSDP2 gathers a layer for its backward pass when that reaches its output; without this it
+    # would reach no more than the keys and values of the prompt's.
+    return hidden_BD + 0 * begun_BD if processes.divides_base() else hidden_BD
 
 
 @torch.no_grad()
@@ -149,6 +154,13 @@ def scores(scorer: Scorer, answers: Sequence[Answer], *, label: str | None) -> l
     return [scorer.normalise(score) for score in scorer.raw(answers, label=label)]
 
 
+def shared_raw(scorer: Scorer, answers: Sequence[Answer], *, label: str | None) -> list[float]:
+    """Return each answer's score as the model gives it; each process scores its share."""
+    return processes.shared(
+        answers, lambda some: scorer.raw(some, label=label), cost=lambda answer: len(answer.text)
+    )
+
+
 @dataclass(slots=True)
 class TrainedReward:
     """A trained reward model attached to a language model's base."""
@@ -213,7 +225,7 @@ def fitted(
 ) -> TrainedReward:
     """Return a model fresh from training (adapter `default`), its normaliser fitted to `normal`."""
     made = TrainedReward(lm, "default", head, max_tokens, Normaliser(0.0, 1.0))
-    made.normalise = Normaliser.fit(made.raw(normal, label="normaliser"))
+    made.normalise = Normaliser.fit(shared_raw(made, normal, label="normaliser"))
     return made
 
 

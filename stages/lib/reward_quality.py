@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from stages.lib.records import Pair
-from stages.lib.reward_model import Answer, Scorer
+from stages.lib.reward_model import Answer, Scorer, shared_raw
 from stages.lib.statistics import bootstrap_mean, calibration_error, calibration_null
 
 QUARTERS = ("smallest", "small", "large", "largest")
@@ -79,7 +79,7 @@ def _margins(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndar
     for pair in pairs:
         answers[pair.chosen_id] = Answer(pair.prompt, pair.chosen, pair.chosen_finish)
         answers[pair.rejected_id] = Answer(pair.prompt, pair.rejected, pair.rejected_finish)
-    raw = scorer.raw(list(answers.values()), label="held-out pairs")
+    raw = shared_raw(scorer, list(answers.values()), label="held-out pairs")
     score = dict(zip(answers, raw, strict=True))
     margins = np.array([score[p.chosen_id] - score[p.rejected_id] for p in pairs])
     lengths = np.array([len(p.chosen) - len(p.rejected) for p in pairs], dtype=float)

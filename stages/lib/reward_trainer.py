@@ -11,10 +11,12 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from stages.lib import losses, models, training
-from stages.lib.groups import Batch, Group, collate
+from stages.lib.groups import Batch, Group, collate, collate_share
 from stages.lib.lora import ScorerTraining, require_size
 from stages.lib.models import LanguageModel
 from stages.lib.reward_model import Head, TrainableScorer, last_states_of, read_head
+from stages.lib.runtime import processes
+from stages.lib.training import Shared
 
 
 def probe(lm: LanguageModel, head: Head, groups: list[Group], *, l2: float) -> None:
@@ -29,7 +31,13 @@ def probe(lm: LanguageModel, head: Head, groups: list[Group], *, l2: float) -> N
     which is convex, so that the result depends on the pairs alone.
     """
     batch = collate(groups)
-    states_BD = last_states_of(lm, batch.sequences, label="probe")
+    states_BD = torch.stack(
+        processes.shared(
+            batch.sequences,
+            lambda some: [one.clone() for one in last_states_of(lm, some, label="probe")],
+            cost=len,
+        )
+    )
     direction_D = best_direction(states_BD / head.scale, batch, l2=l2)
     with torch.no_grad():
         head.weight.copy_(direction_D[None])
@@ -89,7 +97,7 @@ def fit_scorer(
         model=TrainableScorer(lm, head),
         args=TrainingArguments(**arguments),
         train_dataset=groups,
-        data_collator=lambda some: {"batch": collate(some)},
+        data_collator=lambda some: {"batch": collate_share(some)},
         callbacks=[training.Curves()],
     )
     rows = training.fit(trainer, checkpoints)
@@ -98,7 +106,7 @@ def fit_scorer(
     return rows
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(Shared, Trainer):
     """Bradley-Terry with soft labels and weights, over whole prompts."""
 
     def __init__(self, **arguments: Any) -> None:
@@ -112,10 +120,15 @@ class PreferenceTrainer(Trainer):
         batch = inputs["batch"]
         scores_B = model(batch.sequences)
         margins_P = scores_B[batch.chosen_P] - scores_B[batch.rejected_P]
-        self._seen["accuracy"].append((margins_P > 0).float().mean().item())
-        self._seen["margin"].append(margins_P.mean().item())
+        seen = {
+            "accuracy": (margins_P > 0).float().mean().item(),
+            "margin": margins_P.mean().item(),
+        }
+        for name, mean in processes.means(seen, batch.count).items():
+            self._seen[name].append(mean)
         losses_P = losses.preference_loss(margins_P, batch.p_chosen_P.to(margins_P.device))
-        return losses.weighted_mean(losses_P, batch.weight_P.to(margins_P.device))
+        weight_P = batch.weight_P.to(margins_P.device)
+        return losses.weighted_mean(losses_P, weight_P, whole_weight=batch.whole_weight)
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         """Add what `compute_loss` saw since the last call."""

@@ -208,6 +208,12 @@ def kept(*made_from: Any) -> Items:
     return Items("draws", *made_from, by=Path(__file__))
 
 
+def by_request(draws: Sequence[Draw], requests: Sequence[Request]) -> list[list[Draw]]:
+    """Return what `sample` drew, a list for each request."""
+    left = iter(draws)
+    return [[next(left) for _ in range(request.samples)] for request in requests]
+
+
 def text(lm: LanguageModel, draw: Draw) -> str:
     """Return a draw's text, without the token that ended it."""
     ids = draw.ids[:-1] if draw.finish == "stop" else draw.ids

@@ -43,13 +43,20 @@ def by_reward(
         return result
     texts = [answered[i].as_answer() for i in asked]
     reward, monitor = reward_model.load_both(subject.reference, folder)
-    scores = reward_model.scores(reward, texts, label="reward")
+    scores = _normalised(reward, texts, label="reward")
     watched: list[float | None] = [None] * len(asked)
     if monitor:
-        watched = list(reward_model.scores(monitor, texts, label="monitor"))
+        watched = list(_normalised(monitor, texts, label="monitor"))
     for i, own, watch in zip(asked, scores, watched, strict=True):
         result[i] = (round(own, 5), None if watch is None else round(watch, 5))
     return result
+
+
+def _normalised(
+    scorer: reward_model.Scorer, texts: Sequence[reward_model.Answer], *, label: str
+) -> list[float]:
+    raw = reward_model.shared_raw(scorer, texts, label=label)
+    return [scorer.normalise(score) for score in raw]
 
 
 def record(

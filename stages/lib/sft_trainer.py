@@ -12,7 +12,9 @@ from stages.lib import likelihood, models, training
 from stages.lib.anchor import Anchored
 from stages.lib.models import LanguageModel
 from stages.lib.records import Demonstration
+from stages.lib.runtime import processes
 from stages.lib.tokens import TokenSequence, encode
+from stages.lib.training import Shared
 
 if TYPE_CHECKING:
     from stages.lib.algorithms.sft import Sft
@@ -33,12 +35,16 @@ def sequences(
 def token_losses(lm: LanguageModel, given: Sequence[TokenSequence], *, label: str) -> Tensor:
     """Return each answer's loss in nats a token, without gradients."""
     lm.model.eval()
-    with models.training_precision(lm):
-        logps = likelihood.all_logps(lm, given, batch_tokens=4096, label=label)
+
+    def work(some: list[TokenSequence]) -> list[float]:
+        with models.training_precision(lm):
+            return likelihood.all_logps(lm, some, batch_tokens=4096, label=label).tolist()
+
+    logps = torch.tensor(processes.shared(given, work, cost=len))
     return -logps / torch.tensor([len(s.completion) for s in given])
 
 
-class AnswerTrainer(Anchored, Trainer):
+class AnswerTrainer(Shared, Anchored, Trainer):
     """Cross-entropy of answers' tokens; every token of a batch weighs the same."""
 
     def __init__(
@@ -65,8 +71,9 @@ class AnswerTrainer(Anchored, Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, list[TokenSequence]], *_: Any, **__: Any
     ) -> Tensor:
-        """Return the mean over the batch's answer tokens, in nats."""
+        """Return this process's share of the mean over the batch's answer tokens, in nats."""
         some = inputs["sequences"]
+        mine = processes.share(some)
         with models.training_precision(self._lm):
-            logps_B = likelihood.sequence_logps(self._lm, some)
-        return -logps_B.sum() / sum(len(s.completion) for s in some)
+            logps_B = likelihood.sequence_logps(self._lm, mine or some[:1])
+        return -logps_B.sum() * bool(mine) / sum(len(s.completion) for s in some)

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from stages.lib.lora import LoraTraining
-from stages.lib.runtime import files, locks, tracking
+from stages.lib.runtime import files, locks, processes, tracking
 
 CHECKPOINTS = 4
 """Checkpoints a run: a kill costs at most a quarter of the training."""
@@ -29,7 +31,11 @@ def arguments(knobs: LoraTraining, *, prompts: int, seed: int, checkpoints: Path
         prompts: rows of the dataset.
         seed: of the order of rows.
         checkpoints: folder for checkpoints, outside the stage's outputs.
+
+    Raises:
+        Refusal: the processes that share a batch cannot divide it evenly.
     """
+    processes.require_even("batch_prompts", knobs.batch_prompts)
     steps = knobs.steps(prompts)
     return common(
         knobs.learning_rate, knobs.max_grad_norm, steps=steps, seed=seed, checkpoints=checkpoints
@@ -62,7 +68,37 @@ def common(
         "gradient_checkpointing": False,
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
+        "use_cpu": not torch.cuda.is_available(),
     }
+
+
+class Shared:
+    """Mix-in of transformers' trainers, first of all: several processes share every batch.
+
+    Left to itself a Trainer gives each process batches of its own, repeats rows where the last ones
+    do not come out even, and takes the mean of the processes' losses. Here each process draws the
+    same batch as one alone would, computes its share of the one loss, and gradients are added up.
+    """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Leave the model as it is: nothing has to be wrapped for gradients to be added up."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        if processes.size() > 1:
+            self.accelerator.prepare_model = lambda model, *_, **__: model
+
+    def get_train_dataloader(self) -> Any:
+        """Return the whole of every batch, to every process."""
+        loader = super().get_train_dataloader()  # type: ignore[misc]
+        if processes.size() > 1:
+            dealt = loader.batch_sampler
+            dealt.num_processes, dealt.process_index, dealt.even_batches = 1, 0, False
+        return loader
+
+    def training_step(self, *given: Any, **named: Any) -> Tensor:
+        """Return a loss whose mean over processes, which is logged, is that of the batch."""
+        part = super().training_step(*given, **named)  # type: ignore[misc]
+        processes.add_gradients(self.model.parameters())  # type: ignore[attr-defined]
+        return part * processes.size()
 
 
 class Progress(ProgressCallback):
@@ -107,7 +143,9 @@ def checkpoints(stage: str, *inputs: Any) -> Iterator[Path]:
     lock = locks.take(folder.name, f"another process trains {stage} on the same inputs")
     try:
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        processes.barrier()
+        if processes.rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
 
@@ -123,11 +161,8 @@ def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
         One row a step: step, loss, learning_rate, grad_norm and what the algorithm logs. Rows
         from before a kill are among them, restored with the checkpoint.
     """
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last and not (Path(last) / "trainer_state.json").is_file():
-        # The trainer writes its state last: without it the checkpoint was cut short.
-        shutil.rmtree(last)
-        last = get_last_checkpoint(str(checkpoints))
+    last = processes.from_first(lambda: _last(checkpoints))
+    processes.copy_first(trainer.model.parameters())
     tracking.go_on_from(checkpoints)
     tracking.watch()
     trainer.remove_callback(ProgressCallback)
@@ -138,6 +173,16 @@ def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
         for row in trainer.state.log_history
         if "loss" in row
     ]
+
+
+def _last(checkpoints: Path) -> str | None:
+    """Return the last whole checkpoint, and remove one that was cut short."""
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last and not (Path(last) / "trainer_state.json").is_file():
+        # The trainer writes its state last: without it the checkpoint was cut short.
+        shutil.rmtree(last)
+        last = get_last_checkpoint(str(checkpoints))
+    return last
 
 
 def write_curves(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def train(policy: Ppo, task: Task) -> dict[str, float]:
         `stopped_by/<rule>` of the rule that ended it.
     """
     from stages.lib import models, online, training
-    from stages.lib.ppo.loop import Training, processes
+    from stages.lib.ppo.loop import Training
 
     lm = task.open_with_adapter(policy)
     learned, held_out = online.asks(
@@ -66,8 +66,7 @@ def train(policy: Ppo, task: Task) -> dict[str, float]:
         keeper = Keeper(lm, folder, policy.snapshots)
         run = Training(
             roles, policy, learned, held_out,
-            seed=task.seed, checkpoints=folder, processes=processes(), keeper=keeper,
-            anchor=anchor,
+            seed=task.seed, checkpoints=folder, keeper=keeper, anchor=anchor,
         )  # fmt: skip
         done = run.run()
         models.save_adapter(lm, task.out)

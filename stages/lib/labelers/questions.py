@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from stages.lib.base import Base
 from stages.lib.constitution import Principle
 from stages.lib.records import Message, Prompt
+from stages.lib.runtime import processes
 
 if TYPE_CHECKING:
     from stages.lib.models import LanguageModel
@@ -84,17 +85,22 @@ def probabilities(
             f"{folder}: the tokenizer has no chat template; `form: plain` asks without one"
         )
     said = THINK if thinking_tokens else ANSWER
-    ids = {text: _begun(lm, text, said, form) for group in groups for text in group}
-    if thinking_tokens:
-        ids = _thought(lm, ids, tokens=thinking_tokens, batch_tokens=batch_tokens)
-    p_QA = likelihood.choice(
-        lm,
-        [[ids[text] for text in group] for group in groups],
-        [_tokens(lm, answer) for answer in ANSWERS],
-        batch_tokens=batch_tokens,
-        label="judge",
-    )
-    return p_QA[:, 0].tolist()
+
+    def work(some: list[Sequence[str]]) -> list[list[float]]:
+        ids = {text: _begun(lm, text, said, form) for group in some for text in group}
+        if thinking_tokens:
+            ids = _thought(lm, ids, tokens=thinking_tokens, batch_tokens=batch_tokens)
+        p_QA = likelihood.choice(
+            lm,
+            [[ids[text] for text in group] for group in some],
+            [_tokens(lm, answer) for answer in ANSWERS],
+            batch_tokens=batch_tokens,
+            label="judge",
+        )
+        return [part.tolist() for part in p_QA[:, 0].split([len(group) for group in some])]
+
+    told = processes.shared(groups, work, cost=lambda group: sum(map(len, group)))
+    return [p for part in told for p in part]
 
 
 def _begun(lm: "LanguageModel", text: str, said: str, form: Form) -> tuple[int, ...]:

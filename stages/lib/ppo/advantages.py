@@ -2,7 +2,7 @@
 
 Completions are padded right; mask_BT is true on their real tokens, EOS included. What stands on
 padding is ignored, whatever it is. Where several processes share a batch, `total` adds up over
-them; one alone passes `alone`.
+them (`processes.total`, which of one process is the value).
 
 Shape suffixes: B = completions, T = their tokens.
 """
@@ -15,11 +15,6 @@ from torch import Tensor
 
 Total = Callable[[Tensor], Tensor]
 """Sum of a tensor over all processes."""
-
-
-def alone(value: Tensor) -> Tensor:
-    """Return the sum over one process: the value."""
-    return value
 
 
 def shaped_scores(

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,12 +24,11 @@ from stages.lib.diversity import distinct
 from stages.lib.keeper import Keeper
 from stages.lib.online import Ask
 from stages.lib.ppo import advantages, control, rollouts, surrogates
-from stages.lib.ppo.advantages import Total
 from stages.lib.ppo.control import Look, Rule, Watch
 from stages.lib.ppo.knobs import Ppo
 from stages.lib.ppo.rollouts import POLICY, Part, Roles, Rollout
 from stages.lib.ppo.values import active
-from stages.lib.runtime import files, tracking
+from stages.lib.runtime import files, processes, tracking
 from stages.lib.runtime.schema import Refusal
 
 
@@ -49,28 +46,8 @@ class Progress:
     """Evaluations on validation prompts, each with the steps before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """The processes that share every batch; one alone is rank 0 of 1."""
-
-    rank: int
-    count: int
-    total: Total
-
-
-ALONE = Processes(0, 1, advantages.alone)
-
-
-def processes() -> Processes:
-    """Return the processes that torchrun or `accelerate launch` started; else this one alone."""
-    state = PartialState(cpu=not torch.cuda.is_available())
-    if state.num_processes == 1:
-        return ALONE
-    return Processes(state.process_index, state.num_processes, lambda value: reduce(value, "sum"))
-
-
 class Training:
-    """One PPO run on roles that share a base."""
+    """One PPO run on roles that share a base; several processes share every batch."""
 
     def __init__(
         self,
@@ -81,7 +58,6 @@ class Training:
         *,
         seed: int,
         checkpoints: Path,
-        processes: Processes,
         keeper: Keeper | None = None,
         anchor: Anchor | None = None,
     ) -> None:
@@ -94,12 +70,22 @@ class Training:
             held_out: validation prompts, in order.
             seed: of order and of sampling.
             checkpoints: folder of the states that a killed run goes on from.
-            processes: which part of a batch is this one's.
             keeper: of adapters on the way, where any are to be kept.
             anchor: what holds the policy to its reference on neutral text, where anything does.
+
+        Raises:
+            Refusal: the processes cannot divide an update evenly, or each holds a part of the base.
         """
-        self.roles, self.ppo, self.asks, self.held_out = roles, ppo, asks, held_out
-        self.seed, self.checkpoints, self.processes = seed, checkpoints, processes
+        processes.require_even("minibatch_prompts", ppo.minibatch_prompts)
+        if processes.divides_base():
+            raise Refusal(
+                "PPO answers in each process at its own pace, where FSDP2 needs all in step; "
+                "launch with launch/ddp.yaml"
+            )
+        own = ppo.minibatch_prompts // processes.size()
+        micro = {"microbatch_prompts": math.gcd(own, ppo.microbatch_prompts)}  # memory alone
+        self.roles, self.ppo, self.asks = roles, ppo.model_copy(update=micro), asks
+        self.held_out, self.seed, self.checkpoints = held_out, seed, checkpoints
         self.keeper, self.anchor = keeper, anchor
         self.policy = {k: p for k, p in roles.lm.model.named_parameters() if f".{POLICY}." in k}
         self.value = roles.value.trained()
@@ -109,16 +95,11 @@ class Training:
             for own, rate in both
         ]
         self.progress = Progress(beta=ppo.kl.beta)
-        if ppo.minibatch_prompts % (ppo.microbatch_prompts * processes.count):
-            raise Refusal(
-                f"params.yaml: {processes.count} processes share minibatch_prompts "
-                f"{ppo.minibatch_prompts} in parts of microbatch_prompts {ppo.microbatch_prompts}, "
-                "which does not come out even; make the first a multiple of the other two's product"
-            )
 
     def run(self) -> Progress:
         """Train until a rule stops it; return what happened, with one row of curves a step."""
         self._resume()
+        processes.copy_first([*self.policy.values(), *self.value.values()])
         tracking.go_on_from(self.checkpoints)
         tracking.watch()
         stop, now = self.ppo.stop, self.progress
@@ -156,7 +137,7 @@ class Training:
         now, ppo = self.progress, self.ppo
         beta = now.beta
         rollout = rollouts.roll_out(
-            self.roles, self._batch(now.step), ppo, self.processes.total, beta=beta,
+            self.roles, self._batch(now.step), ppo, processes.total, beta=beta,
             seed=self.seed + 1_000_003 * (now.step + 1),
         )  # fmt: skip
         row = self._figures(rollout, beta)
@@ -178,7 +159,7 @@ class Training:
             online.at_turn(self.asks, turn, seed=self.seed)
             for turn in range(step * size, (step + 1) * size)
         ]
-        return chosen[self.processes.rank :: self.processes.count]
+        return list(processes.share(chosen))
 
     def _update(self, rollout: Rollout) -> dict[str, float]:
         """Pass over a rollout several times; return means over its updates."""
@@ -197,7 +178,7 @@ class Training:
 
     def _minibatches(self, rollout: Rollout, epoch: int) -> Iterator[list[Part]]:
         """Yield the parts of each update, in an order of their own at every pass."""
-        size = self.ppo.minibatch_prompts // self.ppo.microbatch_prompts // self.processes.count
+        size = self.ppo.minibatch_prompts // self.ppo.microbatch_prompts // processes.size()
         seed = self.seed + 104_729 * self.progress.step + epoch
         order = torch.randperm(
             len(rollout.parts) // size, generator=torch.Generator().manual_seed(seed)
@@ -212,7 +193,7 @@ class Training:
             parts: of this process.
             number: of this update among those of its rollout, from 0.
         """
-        total = self.processes.total
+        total = processes.total
         tokens = total(torch.tensor(sum(len(p.old_logp_N) for p in parts), dtype=torch.float64))
         sums = torch.zeros(5, dtype=torch.float64)
         for optimiser in self.optimisers:
@@ -222,9 +203,7 @@ class Training:
         pulled = self._pull(number)
         norms = []
         for own, optimiser in zip((self.policy, self.value), self.optimisers, strict=True):
-            for parameter in own.values():
-                if parameter.grad is not None:
-                    parameter.grad = total(parameter.grad)
+            processes.add_gradients(own.values())
             norms.append(nn.utils.clip_grad_norm_(own.values(), self.ppo.max_grad_norm))
             optimiser.step()
         policy, value, clipped, k3, ratio = (total(sums) / tokens).tolist()
@@ -246,7 +225,7 @@ class Training:
         updates = self.ppo.epochs * self.ppo.batch_prompts // self.ppo.minibatch_prompts
         turn = (self.progress.step - 1) * updates + number
         with active(self.roles.lm, POLICY):
-            return {"anchor_kl": self.anchor.pull(turn, share=1 / self.processes.count)}
+            return {"anchor_kl": self.anchor.pull(turn)}
 
     def _backward(self, part: Part, tokens: float) -> Tensor:
         """Add one part's gradients; return sums over its tokens.
@@ -279,7 +258,7 @@ class Training:
 
     def _figures(self, rollout: Rollout, beta: float) -> dict[str, float]:
         """Return what is watched of a rollout, over all processes."""
-        total = self.processes.total
+        total = processes.total
         k1_B = torch.cat([_row_sums(p.k1_N, p.mask_BT) for p in rollout.parts]).double().cpu()
         texts = [a.text for a in rollout.answers]
         groups = [texts[i : i + self.ppo.samples] for i in range(0, len(texts), self.ppo.samples)]
@@ -317,12 +296,12 @@ class Training:
         }
 
     def _keep(self) -> None:
-        if self.keeper is not None and self.processes.rank == 0:
+        if self.keeper is not None:
             self.keeper.after(self.progress.step, self.ppo.stop.max_steps)
 
     def _save(self) -> None:
         """Write a state that a run goes on from, whole, and remove the one before."""
-        if self.processes.rank:
+        if processes.rank():
             return
         name = f"checkpoint-{self.progress.step}"
         with files.whole_folder(self.checkpoints / name) as folder:
@@ -337,7 +316,9 @@ class Training:
 
     def _resume(self) -> None:
         """Take up the last whole state, if there is one."""
-        steps = [int(p.name.split("-")[1]) for p in self.checkpoints.glob("checkpoint-*")]
+        steps = processes.from_first(
+            lambda: [int(p.name.split("-")[1]) for p in self.checkpoints.glob("checkpoint-*")]
+        )
         if not steps:
             return
         folder = self.checkpoints / f"checkpoint-{max(steps)}"

@@ -5,18 +5,31 @@ import os
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.lib.runtime import files, params
+from stages.lib.runtime import files, launching, params, processes
 from stages.lib.runtime.schema import Refusal
 
 Metrics = dict[str, float]
 
 
+def nobody(section: Any) -> bool:
+    """Share nothing."""
+    return False
+
+
+def everyone(section: Any) -> bool:
+    """Share always."""
+    return True
+
+
 def main(
-    run: Callable[..., Metrics], *sections: str, record: str = "reports/runs/{stage}.json"
+    run: Callable[..., Metrics],
+    *sections: str,
+    record: str = "reports/runs/{stage}.json",
+    shared: Callable[[Any], bool] = nobody,
 ) -> None:
     """Run a stage from the command line.
 
@@ -26,29 +39,63 @@ def main(
 
     What `run` returns is logged as the metrics of this stage's MLflow run, and its identity is
     written to `record`. A `Refusal` ends the process with status 1 and one line.
+
+    `shared` says, of the first section, whether several processes can share the work: then the
+    stage is started again by `launching`, where that is asked for. Rank 0 alone logs, prints and
+    writes.
     """
     try:
         arguments = _arguments(run, sys.argv[1:])
-        from stages.lib.runtime import declared, guard, tracking
-
-        started = time.perf_counter()
-        stage = os.environ.get("DVC_STAGE") or Path(inspect.getfile(run)).stem
-        inputs = declared.stage(stage) if "DVC_ROOT" in os.environ else None  # DVC runs this
-        before = guard.snapshot(inputs) if inputs else {}
-        typed = typing.get_type_hints(run, include_extras=True)
-        names = [p.name for p in inspect.signature(run).parameters.values() if _is_section(p)]
-        paths = [section.format(**arguments) for section in sections]
-        values = [params.load(path, typed[name]) for path, name in zip(paths, names, strict=True)]
-        shown = dict(zip(paths, values, strict=True))
-        with tracking.stage_run(stage, shown, inputs) as own:
-            metrics = run(*values, **arguments)
-            if inputs:
-                guard.require_unchanged(inputs, before)
-            own.finish(metrics, seconds=time.perf_counter() - started)
-        files.write_json(Path(record.format(stage=stage)), own.identity())
+        if processes.rank():
+            launching.be_silent()
+            run(*_sections(run, sections, arguments).values(), **arguments)
+            processes.barrier()
+        elif launching.wanted() and shared(_first(_sections(run, sections, arguments))):
+            sys.exit(launching.launch())
+        else:
+            _tracked(run, sections, arguments, record)
     except Refusal as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
+        launching.tell(refusal)
         sys.exit(1)
+    except Exception as error:
+        if processes.size() == 1:
+            raise
+        launching.tell(error)
+        sys.exit(1)
+
+
+def _tracked(
+    run: Callable[..., Metrics], sections: Sequence[str], arguments: dict[str, Any], record: str
+) -> None:
+    """Run a stage, under guard and in MLflow."""
+    from stages.lib.runtime import declared, guard, tracking
+
+    started = time.perf_counter()
+    stage = os.environ.get("DVC_STAGE") or Path(inspect.getfile(run)).stem
+    inputs = declared.stage(stage) if "DVC_ROOT" in os.environ else None  # DVC runs this
+    before = guard.snapshot(inputs) if inputs else {}
+    shown = _sections(run, sections, arguments)
+    with tracking.stage_run(stage, shown, inputs) as own:
+        metrics = run(*shown.values(), **arguments)
+        processes.barrier()  # none has failed
+        if inputs:
+            guard.require_unchanged(inputs, before)
+        own.finish(metrics, seconds=time.perf_counter() - started)
+    files.write_json(Path(record.format(stage=stage)), own.identity())
+
+
+def _sections(
+    run: Callable[..., Metrics], sections: Sequence[str], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the sections of params.yaml that a stage takes, by their path."""
+    typed = typing.get_type_hints(run, include_extras=True)
+    names = [p.name for p in inspect.signature(run).parameters.values() if _is_section(p)]
+    paths = [section.format(**arguments) for section in sections]
+    return {path: params.load(path, typed[name]) for path, name in zip(paths, names, strict=True)}
+
+
+def _first(sections: dict[str, Any]) -> Any:
+    return next(iter(sections.values()))
 
 
 def _is_section(parameter: inspect.Parameter) -> bool:

@@ -1,18 +1,21 @@
 """Writes files and folders whole or not at all, and reads and writes JSON Lines.
 
 A stage killed half-way must leave nothing that DVC could take for its output: everything is
-written beside its place and renamed into it.
+written beside its place and renamed into it. Of several processes that share a stage, rank 0 alone
+writes; what the others write is the same, and goes nowhere.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.lib.runtime import processes
 from stages.lib.runtime.schema import Refusal, check_json, plain
 
 T = TypeVar("T")
@@ -25,6 +28,10 @@ class RecordError(Refusal):
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the place of `path` on success only."""
+    if processes.rank():
+        with _nowhere() as folder:
+            yield folder / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -37,6 +44,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it takes the place of `path` on success only."""
+    if processes.rank():
+        with _nowhere() as folder:
+            yield folder
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -46,6 +57,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _nowhere() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def write_text(path: Path, text: str) -> None:
