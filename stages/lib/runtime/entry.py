@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.lib.runtime import files, params
+from stages.lib.runtime import files, params, room
 from stages.lib.runtime.schema import Refusal
 
 Metrics = dict[str, float]
@@ -39,6 +39,7 @@ def main(
         names = [p.name for p in inspect.signature(run).parameters.values() if _is_section(p)]
         paths = [section.format(**arguments) for section in sections]
         values = [params.load(path, typed[name]) for path, name in zip(paths, names, strict=True)]
+        room.require(stage, params.read(), Path())
         shown = dict(zip(paths, values, strict=True))
         with tracking.stage_run(stage, shown, inputs) as own:
             metrics = run(*values, **arguments)
