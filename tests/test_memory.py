@@ -164,6 +164,20 @@ def test_the_estimates_of_the_default_run_are_near_what_it_took(world):
         assert 0.84 < estimates[stage] / took[stage] < 1.26, stage
 
 
+def test_the_table_of_estimates_in_the_documents_is_what_the_code_says(world):
+    rows = re.findall(
+        r"^\| ([\w@]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        (ROOT / "docs/scale-up.md").read_text(),
+        flags=re.M,
+    )
+    estimates = {need.stage: need.bytes / GIB for need in needs.of(*world, gpu=False)}
+    took = measured()
+    assert len(rows) == 9
+    for stage, estimate, real in rows:
+        assert float(estimate) == round(estimates[stage], 1), stage
+        assert float(real) == took[stage], stage
+
+
 def test_the_step_of_ppo_in_the_measurements_is_estimated_to_ten_percent():
     # make bench: a random Llama of 1.6 B, four roles on one base, adapters of rank 16, 8 and 8,
     # two prompts of four answers at once; 5.04 GiB on a CPU, interpreter included

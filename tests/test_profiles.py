@@ -8,8 +8,8 @@ import pytest
 from graph import ROOT
 from ruamel.yaml import YAML
 
-from stages.lib.runtime import needs, params
-from stages.lib.runtime.room import GIB
+from stages.lib.runtime import needs, params, room
+from stages.lib.runtime.room import GIB, Room
 
 QWEN = {
     "gpu-small": {
@@ -64,6 +64,24 @@ def test_every_stage_of_a_profile_fits_its_card_with_a_quarter_to_spare(name, es
 def test_the_header_says_what_the_largest_stage_takes(name, estimated):
     (said,) = re.findall(r"the largest stage takes ([\d.]+) GiB", text(name))
     assert float(said) == round(estimated(name)[-1].bytes / GIB, 1)
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_the_documents_say_which_stage_is_the_largest(name, estimated):
+    largest = estimated(name)[-1]
+    row = next(
+        line
+        for line in (ROOT / "docs/scale-up.md").read_text().splitlines()
+        if line.startswith(f"| {name} |")
+    )
+    assert row.endswith(f"| {largest.bytes / GIB:.1f}, {largest.stage} |")
+    assert settings(name)["models"]["base"]["repository"] in row
+
+
+def test_the_refusal_in_the_documents_is_what_is_printed(estimated):
+    need = next(n for n in estimated("gpu-7b") if n.stage == "align@ppo")
+    line = room.refusal(need, Room(9 * GIB, "free on an imagined card", True))
+    assert f"RoomError: {line}\n" in (ROOT / "docs/scale-up.md").read_text()
 
 
 def test_an_unquantised_seven_billion_does_not_fit_beside_the_quantised_one(estimated):

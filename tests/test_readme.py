@@ -26,6 +26,7 @@ DOCUMENTS = [
         "docs/evaluation.md",
         "docs/labels.md",
         "docs/preferences.md",
+        "docs/scale-up.md",
     )
 ]
 MADE = [
