@@ -231,6 +231,23 @@ def test_the_parameter_that_is_named_is_one_that_helps(world, key, stage):
     assert after.bytes < before.bytes
 
 
+def test_where_a_classifier_is_the_reward_the_longest_prompt_counts(world):
+    settings, root = world
+    settings["reward"] = {"source": "classifier", "reads": "models/hate", "max_tokens": 256}
+
+    def batch():
+        return {n.stage: n for n in needs.of(settings, root, gpu=True)}["align@ppo"].parts["batch"]
+
+    unseen = batch()
+    (root / "data/prompts").mkdir(parents=True)
+    for name, length in (("train", 300), ("test", 3000)):
+        row = json.dumps({"id": name, "text": "a" * length, "messages": None})
+        (root / f"data/prompts/{name}.jsonl").write_text(row + "\n")
+    assert batch() > unseen  # 3,002 characters are 1,000 tokens at most, more than the 512 assumed
+    (root / "data/prompts/test.jsonl").unlink()
+    assert batch() < unseen
+
+
 def test_an_unquantised_policy_is_held_beside_the_quantised_base(world):
     by = {n.stage: n for n in needs.of(*world, gpu=True)}
     more = by["evaluate@unquantised"].parts["weights"] - by["evaluate@dpo"].parts["weights"]

@@ -173,16 +173,16 @@ def toxicity_rows(folder: Path) -> None:
 
 
 def dialogue_rows(folder: Path) -> None:
-    """train.csv as knkarthick/dialogsum has it."""
+    """CSV files as knkarthick/dialogsum has them, with one of no split beside them."""
     import csv
 
-    with (folder / "train.csv").open("w", newline="") as out:
-        table = csv.writer(out)
-        table.writerow(["id", "dialogue", "summary", "topic"])
-        for n, text in enumerate(texts()):
-            table.writerow(
-                [f"train_{n}", f"#Person1#: {text}\n#Person2#: Really?", "Talk.", "talk"]
-            )
+    for name in ("train", "validation", "test", "holdout"):
+        with (folder / f"{name}.csv").open("w", newline="") as out:
+            table = csv.writer(out)
+            table.writerow(["id", "dialogue", "summary", "topic"])
+            for n, text in enumerate(texts()):
+                said = f"#Person1#: {text}\n#Person2#: Really? Then tell me more." + " Go on." * 20
+                table.writerow([f"{name}_{n}", said, "Talk.", "talk"])
 
 
 DATASETS = {"allenai/real-toxicity-prompts": toxicity_rows, "knkarthick/dialogsum": dialogue_rows}
