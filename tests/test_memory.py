@@ -265,16 +265,16 @@ def test_a_stage_without_a_model_or_with_an_entry_that_does_not_fit_has_no_estim
 
 
 def test_what_cannot_fit_is_refused_with_stage_sum_and_what_to_lower(world, monkeypatch):
-    monkeypatch.setattr(room, "here", lambda: Room(3 * GIB, "free on a small card", True))
+    monkeypatch.setattr(room, "here", lambda: Room(3 * GIB, "on a small card", True))
     room.require("sample@base", *world)  # all of it fits
-    monkeypatch.setattr(room, "here", lambda: Room(int(2.5 * GIB), "free on a small card", True))
+    monkeypatch.setattr(room, "here", lambda: Room(int(2.5 * GIB), "on a small card", True))
     with pytest.raises(RoomError) as refused:
         room.require(
             "sample@base", *world
         )  # a later stage does not, so that this one need not begin
     assert re.fullmatch(
         r"align@ppo would take about \d\.\d GiB \(weights 0\.1, adapters 0\.\d, batch \d\.\d, "
-        r"process 0\.6\), and there are 2\.5 GiB free on a small card; "
+        r"process 0\.6\), and there are 2\.5 GiB on a small card; "
         r"lower policies\.ppo\.microbatch_prompts",
         str(refused.value),
     )
@@ -283,9 +283,19 @@ def test_what_cannot_fit_is_refused_with_stage_sum_and_what_to_lower(world, monk
 
 def test_where_the_weights_alone_do_not_fit_nothing_is_to_be_lowered():
     need = Need("align@ppo", {"weights": 30 * GIB, "batch": GIB, "process": GIB}, "policies.ppo.x")
-    line = room.refusal(need, Room(24 * GIB, "free on a card", True))
+    line = room.refusal(need, Room(24 * GIB, "on a card", True))
     assert line.endswith("take a smaller model, or a device with more memory")
     assert "policies.ppo.x" not in line
+
+
+def test_a_gpu_counts_with_all_its_memory_since_stages_take_turns_on_it(monkeypatch):
+    monkeypatch.setattr(room, "DEVICES", ("/dev/null",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    assert room.here() == Room(24 * GIB, "on a card", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert room.here() == Room(room.machine(), "in this machine", False)
 
 
 def test_a_control_group_limits_what_a_machine_has(tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_the_documents_say_which_stage_is_the_largest(name, estimated):
 
 def test_the_refusal_in_the_documents_is_what_is_printed(estimated):
     need = next(n for n in estimated("gpu-7b") if n.stage == "align@ppo")
-    line = room.refusal(need, Room(9 * GIB, "free on an imagined card", True))
+    line = room.refusal(need, Room(9 * GIB, "on an imagined card", True))
     assert f"RoomError: {line}\n" in (ROOT / "docs/scale-up.md").read_text()
 
 

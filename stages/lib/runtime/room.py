@@ -26,17 +26,17 @@ class RoomError(Refusal):
 
 
 def here() -> Room:
-    """Return the free memory of the GPU that stages use, or else the memory of this machine.
+    """Return the memory of the GPU that stages use, or else that of this machine.
 
-    Of the machine all of it, not what is free: what others hold now may be gone when a stage
-    comes to its peak. Of a GPU what is free: whoever holds memory there keeps it.
+    All of it, not what is free now: another stage of this repository may hold a GPU at the moment,
+    and stages take turns on it (`models.hold_gpu`).
     """
     if any(Path(device).exists() for device in DEVICES):
         import torch  # two seconds, which a machine without a GPU goes without
 
         if torch.cuda.is_available():
-            free, _ = torch.cuda.mem_get_info()
-            return Room(free, f"free on {torch.cuda.get_device_name()}", True)
+            _, total = torch.cuda.mem_get_info()
+            return Room(total, f"on {torch.cuda.get_device_name()}", True)
     return Room(machine(), "in this machine", False)
 
 
