@@ -64,9 +64,11 @@ def folder_members(folder: Path, inside: str) -> dict[str, bytes]:
     return {f"{inside}/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def write_hub_cache(home: Path, repository: str, revision: str, source: Path) -> None:
-    """Put the files of `source` into a cache as huggingface_hub lays it out."""
-    root = home / "hub" / f"models--{repository.replace('/', '--')}"
+def write_hub_cache(
+    home: Path, repository: str, revision: str, source: Path, *, kind: str = "models"
+) -> None:
+    """Put the files of `source` into a cache as huggingface_hub lays it out; kind models or datasets."""
+    root = home / "hub" / f"{kind}--{repository.replace('/', '--')}"
     snapshot = root / "snapshots" / revision
     for folder in (root / "blobs", root / "refs", snapshot):
         folder.mkdir(parents=True)

@@ -364,6 +364,23 @@ def test_a_dialogue_becomes_a_chat_request(tmp_path, hub):
     )
 
 
+def test_dialogues_are_taken_by_their_length_with_both_bounds_in(tmp_path, hub):
+    repository(tmp_path / "o" / "talk", [{"d": n * "a"} for n in (3, 4, 6, 7, 5)])
+    entry = {
+        "kind": "hub", "adapter": "dialogue", "repository": "o/talk", "revision": COMMIT,
+        "split": "train", "category": "s", "dialogue": "d", "instruction": "Go.",
+        "min_characters": 4, "max_characters": 6, "rows": 2,
+    }  # fmt: skip
+    gathered = importers.read(source(entry), tmp_path)
+    assert [p.id.split(":")[-1] for _, p in gathered.prompts] == ["2", "3"]
+    reasons = [(one.reason, one.because) for one in gathered.left_out]
+    assert reasons == [
+        ("length", "d has 3 characters"),
+        ("length", "d has 7 characters"),
+        ("rows", "beyond the first 2"),
+    ]
+
+
 def test_a_blank_dialogue_is_refused(tmp_path, hub):
     repository(tmp_path / "o" / "talk", [{"d": " "}])
     entry = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -242,12 +243,17 @@ def test_plan_says_what_would_run_and_why(clean):
     assert set(named) == OF_DPO
     assert lines[0].endswith("policies.dpo.beta 0.1 → 0.7")
     assert lines[1].endswith("align@dpo would run")
-    assert lines[-1].startswith("5 stages: about ")
-    assert " GiB of memory" in lines[-1]
+    assert lines[-2].startswith("5 stages: about ")
+    assert " GiB of memory" in lines[-2]
+    estimate = re.fullmatch(
+        r"Memory by estimate: ([\d.]+) GiB at most, by (\S+); [\d.]+ GiB in this machine\.",
+        lines[-1],
+    )
+    assert f"{estimate[1]} GiB" in next(line for line in lines if line.startswith(estimate[2]))
     shell(clean, "git", "checkout", "-q", "params.yaml")
     path = clean / "stages/lib/losses.py"
     path.write_text(path.read_text() + "\n# a thought\n")
-    named = [line.split()[0] for line in shell(clean, *call, check=False).stdout.splitlines()[:-2]]
+    named = [line.split()[0] for line in shell(clean, *call, check=False).stdout.splitlines()[:-3]]
     assert {"reward", "align@dpo"} <= set(named)
     assert not {"fetch@base", "prompts", "sample@base", "pairs"} & set(named)
     assert named.index("align@dpo") < named.index("evaluate@dpo") < named.index("report")

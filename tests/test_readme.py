@@ -28,6 +28,7 @@ DOCUMENTS = [
         "docs/labels.md",
         "docs/preferences.md",
         "docs/team.md",
+        "docs/scale-up.md",
     )
 ]
 MADE = [

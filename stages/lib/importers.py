@@ -143,6 +143,9 @@ class Dialogue(HubSource):
     """Name of the column."""
     instruction: Text
     """What stands before the dialogue, a blank line between them."""
+    min_characters: Annotated[int, Field(ge=1)] | None = None
+    """Of a dialogue; a shorter one is left out, and so is one longer than `max_characters`."""
+    max_characters: Annotated[int, Field(ge=1)] | None = None
 
 
 class HubColumns(HubSource):
@@ -228,6 +231,10 @@ def _dropped(
         outside = _outside(source, row, where)
         if outside:
             return outside
+    if isinstance(source, Dialogue):
+        length = len(str(reach(row, source.dialogue, where)))
+        if not (source.min_characters or 0) <= length <= (source.max_characters or length):
+            return "length", f"{source.dialogue} has {length} characters"
     if isinstance(source, HubSource) and source.rows is not None and taken >= source.rows:
         return "rows", f"beyond the first {source.rows}"
     return None

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 from stages.lib.records import Pair
 from stages.lib.reward_model import Answer, Scorer, shared_raw
+from stages.lib.runtime.schema import Refusal
 from stages.lib.statistics import bootstrap_mean, calibration_error, calibration_null
 
 QUARTERS = ("smallest", "small", "large", "largest")
@@ -30,7 +31,10 @@ def measure(
             nats.
     """
     if not pairs:
-        raise ValueError("no held-out pairs to measure a reward model on")
+        raise Refusal(
+            "no pairs of test prompts to measure a reward model on: every labeler ties there, or "
+            "leaves too few; sample more completions or lower the labelers' tie"
+        )
     margins, lengths, spearman = _margins(scorer, pairs)
     right = (margins > 0) + 0.5 * (margins == 0)
     shorter = (lengths < 0) + 0.5 * (lengths == 0)

@@ -1,8 +1,9 @@
-"""Say what `dvc repro` would run, why, and what it would take; run nothing.
+"""Say what `dvc repro` would run, why, how long and in how much memory; run nothing.
 
     python -m stages.lib.commands.plan [--exit-code] [TARGET ...]
 
-With --exit-code the status is 1 where something would run, as with `git diff`.
+With --exit-code the status is 1 where something would run, as with `git diff`. With and without, it
+is 1 where a stage would not fit into memory.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
 from stages.lib.commands.revisions import record
-from stages.lib.runtime import files, params
+from stages.lib.runtime import files, needs, params, room
+from stages.lib.runtime.needs import Need
+from stages.lib.runtime.room import GIB, Room, RoomError
 from stages.lib.runtime.tracking.store import flatten
 
 
@@ -34,10 +37,13 @@ class Step:
     """MiB at the peak of its last run."""
     disk: int
     """Bytes of the outputs that it made last."""
+    need: Need | None
+    """Its peak of memory by estimate; None without a model, or before the model is here."""
 
 
-def plan(targets: Sequence[str] = ()) -> list[Step]:
-    """Return the stages that `dvc repro` would run, in its order."""
+def plan(targets: Sequence[str] = (), *, gpu: bool = False) -> list[Step]:
+    """Return the stages that `dvc repro` would run, in its order, estimated for a GPU or none."""
+    estimated = {need.stage: need for need in needs.of(params.read(), Path(), gpu=gpu)}
     with Repo() as repo:
         status = {name.removeprefix("dvc.yaml:"): why for name, why in repo.status().items()}
         changed = {s.addressing: reasons(s, status[s.addressing]) for s in repo.index.stages
@@ -58,7 +64,7 @@ def plan(targets: Sequence[str] = ()) -> list[Step]:
                 [f"{' and '.join(sorted(before))} would run"] if before else []
             )
             if why:
-                steps[name] = _step(stage, "; ".join(why))
+                steps[name] = _step(stage, "; ".join(why), estimated.get(name))
     return list(steps.values())
 
 
@@ -66,11 +72,11 @@ def _of(name: str, targets: Sequence[str]) -> bool:
     return any(name == target or name.startswith(f"{target}@") for target in targets)
 
 
-def _step(stage: Any, why: str) -> Step:
+def _step(stage: Any, why: str, need: Need | None) -> Step:
     card = Path(record(stage.addressing))
     last = files.read_json(card) if card.is_file() else {}
     disk = sum(out.meta.size or 0 for out in stage.outs if out.meta)
-    return Step(stage.addressing, why, last.get("seconds"), last.get("peak_mib"), disk)
+    return Step(stage.addressing, why, last.get("seconds"), last.get("peak_mib"), disk, need)
 
 
 def reasons(stage: Any, changes: Sequence[Any]) -> list[str]:
@@ -115,22 +121,50 @@ def _word(state: str) -> str:
     )
 
 
-def table(steps: Sequence[Step]) -> str:
-    """Return the plan as aligned text with its sum."""
+def table(steps: Sequence[Step], there: Room) -> str:
+    """Return the plan as aligned text with its sum: stage, last duration, peak memory, why."""
     if not steps:
         return "Nothing would run: results and inputs agree."
     width = max(len(step.stage) for step in steps)
-    lines = [f"{s.stage:{width}}  {_duration(s.seconds):>9}  {s.why}" for s in steps]
+    lines = [
+        f"{s.stage:{width}}  {_duration(s.seconds):>9}  {_memory(s.need):>8}  {s.why}"
+        for s in steps
+    ]
     known = [step.seconds for step in steps if step.seconds is not None]
     unknown = len(steps) - len(known)
     total = _duration(sum(known)) + (f" and {unknown} stages never timed" if unknown else "")
     memory = max((step.memory for step in steps if step.memory), default=None)
-    needs = [f"about {total}"]
+    wanted = [f"about {total}"]
     if memory:
-        needs.append(f"{memory / 1024:.1f} GiB of memory")
+        wanted.append(f"{memory / 1024:.1f} GiB of memory")
     free = shutil.disk_usage(".").free
-    needs.append(f"{sum(s.disk for s in steps) / 1e6:.0f} MB of disk ({free / 1e9:.0f} GB free)")
-    return "\n".join([*lines, "", f"{len(steps)} stages: {', '.join(needs)}, by their last runs."])
+    wanted.append(f"{sum(s.disk for s in steps) / 1e6:.0f} MB of disk ({free / 1e9:.0f} GB free)")
+    summary = f"{len(steps)} stages: {', '.join(wanted)}, by their last runs."
+    return "\n".join([*lines, "", summary, _fit(steps, there)])
+
+
+def _memory(need: Need | None) -> str:
+    return f"{need.bytes / GIB:.1f} GiB" if need else "–"
+
+
+def _fit(steps: Sequence[Step], there: Room) -> str:
+    """Return what the largest estimate is, beside what there is."""
+    largest = max((s.need for s in steps if s.need), key=lambda need: need.bytes, default=None)
+    room_there = f"{there.bytes / GIB:.1f} GiB {there.where}"
+    if largest is None:
+        return f"Memory: not estimated before the models are here; {room_there}."
+    return f"Memory by estimate: {_memory(largest)} at most, by {largest.stage}; {room_there}."
+
+
+def require_room(steps: Sequence[Step], there: Room) -> None:
+    """Refuse the first stage that would not fit.
+
+    Raises:
+        RoomError: its estimate is more than there is.
+    """
+    for step in steps:
+        if step.need and step.need.bytes > there.bytes:
+            raise RoomError(room.refusal(step.need, there))
 
 
 def _duration(seconds: float | None) -> str:
@@ -148,8 +182,14 @@ def main() -> int:
         "--exit-code", action="store_true", help="status 1 where something would run"
     )
     given = parser.parse_args()
-    steps = plan(given.targets)
-    print(table(steps))
+    there = room.here()
+    steps = plan(given.targets, gpu=there.gpu)
+    print(table(steps, there))
+    try:
+        require_room(steps, there)
+    except RoomError as refused:
+        print(f"{type(refused).__name__}: {refused}", file=sys.stderr)
+        return 1
     return int(given.exit_code and bool(steps))
 
 

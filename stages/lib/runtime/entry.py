@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.lib.runtime import files, launching, params, processes
+from stages.lib.runtime import files, launching, params, processes, room
 from stages.lib.runtime.schema import Refusal
 
 Metrics = dict[str, float]
@@ -75,6 +75,7 @@ def _tracked(
     inputs = declared.stage(stage) if "DVC_ROOT" in os.environ else None  # DVC runs this
     before = guard.snapshot(inputs) if inputs else {}
     shown = _sections(run, sections, arguments)
+    room.require(stage, params.read(), Path())
     with tracking.stage_run(stage, shown, inputs) as own:
         metrics = run(*shown.values(), **arguments)
         processes.barrier()  # none has failed
