@@ -2,7 +2,7 @@
 # make check   lint, format and the graph's own tests   make tiny    the graph on a two-layer model
 # make ui      MLflow in the browser                    make slow    the slow tests
 # make plan    what would run, why and how long         make compare policies and experiments in one table
-# make sync    log to MLflow what DVC has and it lacks     make bench    peak memory of a PPO step
+# make sync    log to MLflow what DVC has and it lacks     make bench    speed and memory beside others
 # make label   the page on which LABELER=name labels       make label-export  the same as one file
 # make convert labels and pairs to other tools and back    make freeze  keep a policy for the next round
 # make export  a policy to share, with a model card        make readme  the table of results in README.md
@@ -85,7 +85,10 @@ convert: .venv/ready
 gc: .venv/ready
 	@python -m stages.lib.commands.gc --days '$(or $(DAYS),30)'
 
+# after `make repro`; half an hour on two cores
 bench: .venv/ready
+	python tests/bench_speed.py
+	python tests/bench_items.py
 	python tests/bench_memory.py
 
 .venv/ready: requirements.lock

@@ -91,6 +91,7 @@ def test_every_passage_has_its_turn_and_shares_add_up(tiny, passages, tmp_path, 
     assert [given.index(one) for some in seen for one in some] == [0, 1, 2, 3, 4, 5] * 2
 
     monkeypatch.setattr(processes, "means", lambda values, count: values)
+    monkeypatch.setattr(processes, "divides_base", lambda: False)  # which would join the others
 
     def gradient(count):
         tiny.model.zero_grad()

@@ -49,7 +49,7 @@ def main(
         if processes.rank():
             launching.be_silent()
             run(*_sections(run, sections, arguments).values(), **arguments)
-            processes.barrier()
+            processes.leave()
         elif launching.wanted() and shared(_first(_sections(run, sections, arguments))):
             sys.exit(launching.launch())
         else:
@@ -78,7 +78,7 @@ def _tracked(
     room.require(stage, params.read(), Path())
     with tracking.stage_run(stage, shown, inputs) as own:
         metrics = run(*shown.values(), **arguments)
-        processes.barrier()  # none has failed
+        processes.leave()  # none has failed
         if inputs:
             guard.require_unchanged(inputs, before)
         own.finish(metrics, seconds=time.perf_counter() - started)

@@ -105,6 +105,19 @@ def barrier() -> None:
     gather(None)
 
 
+def leave() -> None:
+    """Wait until every process has come to its end, and part from the others.
+
+    Who ends while another is still connected may be ended by a signal in its last moments.
+    """
+    if size() == 1:
+        return
+    import torch.distributed as dist
+
+    barrier()
+    dist.destroy_process_group()
+
+
 def from_first(act: Callable[[], T]) -> T:
     """Do something in rank 0 alone, and return its result in all."""
     return gather(act() if rank() == 0 else None)[0]  # type: ignore[return-value]
