@@ -19,6 +19,10 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from stages.lib.order import by_hash  # noqa: E402
+
 SPLITS = "train", "validation", "test"
 
 
@@ -31,12 +35,14 @@ def prepare(folder: Path) -> None:
     with (folder / "params.yaml").open("w") as out:
         YAML().dump(plain, out)
     (folder / "models").symlink_to(ROOT / "models")
-    (folder / "stages").symlink_to(ROOT / "stages")
+    for name in ("stages", "dvc.yaml"):
+        (folder / name).symlink_to(ROOT / name)
 
 
 def write_prompts(folder: Path, count: int) -> None:
-    """Write the first `count` prompts of the project, those of every split."""
+    """Write the first `count` prompts of the project, by hash, so that any hundred are alike."""
     lines = [line for s in SPLITS for line in (ROOT / f"data/prompts/{s}.jsonl").open()]
+    lines.sort(key=lambda line: by_hash(json.loads(line)["id"]))
     if len(lines) < count:
         raise SystemExit(f"data/prompts: {len(lines)} prompts, and {count} are wanted")
     (folder / "prompts").mkdir(exist_ok=True)
