@@ -23,7 +23,7 @@ import torch
 from datasets import Dataset
 from ruamel.yaml import YAML
 from torch.utils.data import SequentialSampler
-from transformers import DynamicCache, GenerationConfig, TrainerCallback
+from transformers import DynamicCache, GenerationConfig, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, RLOOConfig, RLOOTrainer
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ from stages.lib.base import Base  # noqa: E402
 from stages.lib.dpo_trainer import GroupedDPOTrainer, group_logps  # noqa: E402
 from stages.lib.groups import Group, collate  # noqa: E402
 from stages.lib.ppo.knobs import Ppo  # noqa: E402
-from stages.lib.ppo.loop import ALONE, Training  # noqa: E402
+from stages.lib.ppo.loop import Training  # noqa: E402
 from stages.lib.ppo.rollouts import Reference, Roles  # noqa: E402
 from stages.lib.ppo.values import RewardValue  # noqa: E402
 from stages.lib.records import Completion, Pair, Prompt  # noqa: E402
@@ -188,13 +188,14 @@ def _pair(prompt_id: str) -> Pair:
 def in_order(trainer):
     """Let a trainer go through its rows as they stand."""
     trainer._get_train_sampler = lambda *_: SequentialSampler(trainer.train_dataset)
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def dpo_speed(rounds: int) -> None:
-    """Two passes over 32 prompts with six pairs each, reference included, tokens of pairs a second."""
+    """Two passes over 16 prompts with six pairs each, reference included, tokens of pairs a second."""
     knobs = policy("dpo", Dpo).model_copy(update={"epochs": 2, "warmup": 0.0})
-    rows = groups(models.load(Path("models/base"), base()), 32)
+    rows = groups(models.load(Path("models/base"), base()), 16)
     work = knobs.epochs * sum(
         len(g.sequences[c]) + len(g.sequences[r])
         for g in rows for c, r in zip(g.chosen, g.rejected, strict=True)
@@ -263,7 +264,7 @@ class Stock(DPOTrainer):
             output_dir=str(folder), beta=knobs.beta, learning_rate=knobs.learning_rate,
             max_grad_norm=knobs.max_grad_norm, weight_decay=0.0, warmup_steps=0, seed=1,
             num_train_epochs=knobs.epochs, per_device_train_batch_size=6 * knobs.batch_prompts,
-            bf16=True, gradient_checkpointing=False, logging_steps=1, report_to="none",
+            bf16=True, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, logging_steps=1, report_to="none",
             save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True, **options,
         )  # fmt: skip
         super().__init__(
@@ -306,7 +307,7 @@ def ppo_speed(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Training(
             Roles(lm, Reference(lm, None), reward, None, RewardValue(reward)), knobs, learned,
-            held_out, seed=1, checkpoints=Path(folder), processes=ALONE,
+            held_out, seed=1, checkpoints=Path(folder),
         )  # fmt: skip
         other = rloo(knobs, *open_base())
 
@@ -338,7 +339,7 @@ def rloo(knobs: Ppo, lm, asked) -> Timed:
             output_dir=folder, learning_rate=knobs.learning_rate, beta=knobs.kl.beta, seed=1,
             per_device_train_batch_size=knobs.batch_prompts * knobs.samples, max_steps=1,
             num_generations=knobs.samples, max_completion_length=knobs.max_tokens, top_k=0,
-            temperature=1.0, bf16=True, gradient_checkpointing=False, report_to="none",
+            temperature=1.0, bf16=True, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, report_to="none",
             save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True, logging_steps=1,
         )  # fmt: skip
         trainer = RLOOTrainer(
@@ -347,6 +348,7 @@ def rloo(knobs: Ppo, lm, asked) -> Timed:
             peft_config=models.lora_config(rank=knobs.lora_rank, alpha=knobs.lora_alpha),
         )  # fmt: skip
     clocked = Clocked()
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clocked)
     own = replace(lm, model=trainer.model)
     scorer.append(reward_model.load(own, Path("models/reward"), name="reward"))
