@@ -85,7 +85,7 @@ convert: .venv/ready
 gc: .venv/ready
 	@python -m stages.lib.commands.gc --days '$(or $(DAYS),30)'
 
-# after `make repro`; half an hour on two cores
+# after `make repro`
 bench: .venv/ready
 	python tests/bench_speed.py
 	python tests/bench_items.py

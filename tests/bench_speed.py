@@ -240,7 +240,7 @@ def dpo_speed(rounds: int) -> None:
             "TRL, reference computed before": lambda: trained(
                 "TRL precomputed", lambda *a: stock(*a, precompute_ref_log_probs=True)
             ),
-            "bare forward and backward, shared": bare,
+            "bare forward and backward, padded": bare,
         },
         rounds=rounds,
     )

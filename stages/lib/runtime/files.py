@@ -5,6 +5,7 @@ written beside its place and renamed into it. Of several processes that share a 
 writes; what the others write is the same, and goes nowhere.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -171,10 +172,18 @@ def digest(*inputs: Any) -> str:
         if isinstance(item, Path):
             for file in sorted(item.rglob("*")) if item.is_dir() else [item]:
                 if file.is_file() and "__pycache__" not in file.parts:
-                    total.update(f"{file.relative_to(item)}:{sha256(file)}\0".encode())
+                    now = file.stat()
+                    content = _sha256_as_of(file, now.st_mtime_ns, now.st_size)
+                    total.update(f"{file.relative_to(item)}:{content}\0".encode())
         else:
             total.update(f"{item!r}\0".encode())
     return total.hexdigest()
+
+
+@functools.cache
+def _sha256_as_of(file: Path, changed: int, size: int) -> str:
+    """Return a file's SHA-256; `evaluate` asks for that of its base once for every set."""
+    return sha256(file)
 
 
 def cache(kind: str) -> Path:
