@@ -106,46 +106,22 @@ def answer(
         seed: with prompt id and index, selects the random numbers: the same for every policy.
         batch_tokens: in memory at once.
     """
+    lm = subject.policy
+    drawn: dict[str, Any] = {"max_tokens": tokens, "seed": seed}
+    long: dict[str, Any] = {"batch_tokens": batch_tokens, "label": name}
 
     def work(some: list[Prompt]) -> list[list[Answered]]:
-        found = _answers(
-            subject, some, name, decoding,
-            samples=samples, tokens=tokens, seed=seed, batch_tokens=batch_tokens,
-        )  # fmt: skip
-        return [found[place : place + samples] for place in range(0, len(found), samples)]
+        requests = [Request(p.id, encode_prompt(lm, p.body()), samples) for p in some]
+        of_base = subject.is_reference and decoding.is_plain
+        make = _drawn if of_base else _measured
+        found = sampling.by_request(make(subject, requests, decoding, **drawn, **long), requests)
+        return [
+            [_answered(lm, prompt, name, one) for one in own]
+            for prompt, own in zip(some, found, strict=True)
+        ]
 
     told = processes.shared(prompts, work, cost=lambda prompt: len(prompt.plain()))
     return [one for own in told for one in own]
-
-
-def _answers(
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    name: str,
-    decoding: Decoding,
-    *,
-    samples: int,
-    tokens: int,
-    seed: int,
-    batch_tokens: int,
-) -> list[Answered]:
-    """Return this process's answers, as `answer` returns them."""
-    lm = subject.policy
-    requests = [Request(p.id, encode_prompt(lm, p.body()), samples) for p in prompts]
-    long = {"batch_tokens": batch_tokens, "label": name}
-    drawn = {"max_tokens": tokens, "seed": seed}
-    if subject.is_reference and decoding.is_plain:  # what `sample` drew is not drawn again
-        draws = sampling.sample(
-            lm, requests, decoding, kept=kept_draws(subject, decoding, **drawn), **drawn, **long
-        )
-        found = [Measured(*astuple(d), Divergence(-d.logp, 0.0, 0.0, 0.0)) for d in draws]
-    else:
-        found = sampling.in_batches(
-            requests, partial(measure, subject, decoding, **drawn), Measured.restored,
-            _kept(subject, decoding, **drawn), max_tokens=tokens, **long,
-        )  # fmt: skip
-    asked = {p.id: p for p in prompts}
-    return [_answered(lm, asked[one.prompt_id], name, one) for one in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,19 +156,41 @@ def measure(
     return [Measured(*astuple(d), far) for d, far in zip(draws, drifts, strict=True)]
 
 
+def _drawn(
+    subject: Subject, requests: Sequence[Request], decoding: Decoding, *,
+    max_tokens: int, seed: int, **long: Any,
+) -> list[Measured]:  # fmt: skip
+    """Return the base's own answers; what `sample` drew of them is not drawn again."""
+    drawn = {"max_tokens": max_tokens, "seed": seed}
+    kept = kept_draws(subject, decoding, **drawn)
+    draws = sampling.sample(subject.policy, requests, decoding, kept=kept, **drawn, **long)
+    return [Measured(*astuple(d), Divergence(-d.logp, 0.0, 0.0, 0.0)) for d in draws]
+
+
+def _measured(
+    subject: Subject, requests: Sequence[Request], decoding: Decoding, *,
+    max_tokens: int, seed: int, **long: Any,
+) -> list[Measured]:  # fmt: skip
+    """Return answers and how far each is from the base's."""
+    drawn = {"max_tokens": max_tokens, "seed": seed}
+    scope = _scope(subject, decoding, **drawn)
+    kept = Items("answers", *scope, by=Path(__file__)) if scope else None
+    make = partial(measure, subject, decoding, **drawn)
+    return sampling.in_batches(
+        requests, make, Measured.restored, kept, max_tokens=max_tokens, **long
+    )
+
+
 def kept_draws(subject: Subject, decoding: Decoding, *, max_tokens: int, seed: int) -> Items | None:
     """Return where the subject's draws are kept; those of a base, where `sample` keeps its own."""
-    if not subject.made_from:
-        return None
-    settings = sampling.settings(subject.policy, decoding, max_tokens=max_tokens, seed=seed)
-    return sampling.kept(*subject.made_from, settings)
+    scope = _scope(subject, decoding, max_tokens=max_tokens, seed=seed)
+    return sampling.kept(*scope) if scope else None
 
 
-def _kept(subject: Subject, decoding: Decoding, *, max_tokens: int, seed: int) -> Items | None:
-    if not subject.made_from:
-        return None
-    settings = sampling.settings(subject.policy, decoding, max_tokens=max_tokens, seed=seed)
-    return Items("answers", *subject.made_from, settings, by=Path(__file__))
+def _scope(subject: Subject, decoding: Decoding, *, max_tokens: int, seed: int) -> tuple[Any, ...]:
+    """Return all that the subject's draws depend on beside prompts; nothing where none is kept."""
+    own = sampling.settings(subject.policy, decoding, max_tokens=max_tokens, seed=seed)
+    return (*subject.made_from, own) if subject.made_from else ()
 
 
 def _answered(lm: LanguageModel, prompt: Prompt, name: str, one: Measured) -> Answered:

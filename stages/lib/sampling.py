@@ -208,8 +208,8 @@ def kept(*made_from: Any) -> Items:
     return Items("draws", *made_from, by=Path(__file__))
 
 
-def by_request(draws: Sequence[Draw], requests: Sequence[Request]) -> list[list[Draw]]:
-    """Return what `sample` drew, a list for each request."""
+def by_request(draws: Sequence[D], requests: Sequence[Request]) -> list[list[D]]:
+    """Return what was drawn, a list for each request."""
     left = iter(draws)
     return [[next(left) for _ in range(request.samples)] for request in requests]
 
