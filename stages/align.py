@@ -15,30 +15,12 @@ Params  policies.<name>, base, seed
 """
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
-from stages.lib.algorithms import dpo, kto, none, ppo, rloo, sft
+from stages.lib.algorithms import registry
+from stages.lib.algorithms.registry import Policy
 from stages.lib.algorithms.task import Task
 from stages.lib.base import Base
 from stages.lib.runtime import entry, files, tracking
-
-Policy = Annotated[
-    none.NoTraining | sft.Sft | dpo.Dpo | kto.Kto | rloo.Rloo | ppo.Ppo,
-    Field(discriminator="algorithm"),
-]
-ALGORITHMS = {
-    "none": none.train,
-    "sft": sft.train,
-    "dpo": dpo.train,
-    "kto": kto.train,
-    "rloo": rloo.train,
-    "ppo": ppo.train,
-}
-SHARED = ("sft", "dpo", "ppo")
-"""Algorithms whose batches several processes can share. KTO sets answers against other prompts of a
-batch, and TRL's RLOO answers by random numbers of each process, so that they run in one."""
 
 
 def run(
@@ -59,7 +41,7 @@ def run(
     """Train policy `name`, write its adapter, and return its metrics."""
     with files.whole_folder(out) as folder:
         task = Task(base, seed, base_folder, starts_from, data, prompts, neutral, folder, curves)
-        result = ALGORITHMS[policy.algorithm](policy, task)
+        result = registry.train(policy, task)
         files.write_json(folder / "policy.json", {"name": name, **policy.model_dump()})
     files.write_json(metrics, result)
     tracking.made(name, policy.model_dump())
@@ -67,6 +49,4 @@ def run(
 
 
 if __name__ == "__main__":
-    entry.main(
-        run, "policies.{name}", "base", "seed", shared=lambda policy: policy.algorithm in SHARED
-    )
+    entry.main(run, "policies.{name}", "base", "seed", shared=lambda policy: policy.shares_batches)

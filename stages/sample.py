@@ -14,14 +14,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.lib import models, sampling, selection
+from stages.lib import drawing, models, sampling, selection
 from stages.lib.base import Base
 from stages.lib.models import LanguageModel
-from stages.lib.order import by_hash
 from stages.lib.records import Completion, Name, Role
-from stages.lib.runtime import entry, files, processes
-from stages.lib.sampling import Draw, Request
-from stages.lib.tokens import encode_prompt
+from stages.lib.runtime import entry, files
+from stages.lib.sampling import Draw
 
 
 class Sampler(sampling.Decoding):
@@ -57,20 +55,11 @@ def run(
     """Write the completions; return their number, length, and share cut at the limit."""
     asked = selection.chosen(prompts, sampler.roles, sampler.categories, section="samplers")
     lm = models.load_adapted(model, adapter, base)
-    requests = [Request(p.id, encode_prompt(lm, p.body()), sampler.completions) for p in asked]
-    bare = adapter.resolve() == model.resolve()
-    drawn = {"max_tokens": sampler.max_tokens, "seed": seed if bare else own_seed(seed, name)}
-    own = sampling.settings(lm, sampler, **drawn)
-    kept = sampling.kept(model, None if bare else adapter, base, own)
-
-    def work(some: list[Request]) -> list[list[Draw]]:
-        found = sampling.sample(
-            lm, some, sampler, **drawn,
-            batch_tokens=sampler.batch_tokens, label=f"sample {name}", kept=kept,
-        )  # fmt: skip
-        return sampling.by_request(found, some)
-
-    told = processes.shared(requests, work, cost=lambda request: len(request.ids))
+    told = drawing.draw(
+        lm, asked, sampler, base, model=model, adapter=adapter, name=name, seed=seed,
+        completions=sampler.completions, max_tokens=sampler.max_tokens,
+        batch_tokens=sampler.batch_tokens,
+    )  # fmt: skip
     draws = [draw for each in told for draw in each]
     files.write_lines(out, [completion(lm, name, draw) for draw in draws])
     lengths = [len(draw.ids) for draw in draws]
@@ -81,14 +70,6 @@ def run(
         "mean_tokens": sum(lengths) / len(lengths),
         "cut_share": sum(draw.finish == "length" for draw in draws) / len(draws),
     }
-
-
-def own_seed(seed: int, name: str) -> int:
-    """Return a seed for a policy that answers beside its base.
-
-    Under the base's random numbers one that is near it says the same, and no pair would differ.
-    """
-    return seed + int(by_hash(name)[:8], 16)
 
 
 def completion(lm: LanguageModel, sampler: str, draw: Draw) -> Completion:

@@ -29,10 +29,10 @@ from tiny_model import tokenizer
 from tiny_online import asks, write_head
 
 from stages.lib import models, reward_model
+from stages.lib.algorithms.ppo.loop import Training
+from stages.lib.algorithms.ppo.rollouts import Reference, Roles
+from stages.lib.algorithms.ppo.values import AdapterValue
 from stages.lib.base import Base
-from stages.lib.ppo.loop import Training
-from stages.lib.ppo.rollouts import Reference, Roles
-from stages.lib.ppo.values import AdapterValue
 
 BASE = Base(quantisation="nf4", weights="auto", dtype="bfloat16")
 TEXTS = [f"Letter {n}, which an old sailor wrote to the friends he had left" for n in range(8)]

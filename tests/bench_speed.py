@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT))
 
 from stages.lib import models, online, reward_model, sampling  # noqa: E402
 from stages.lib.algorithms.dpo import Dpo  # noqa: E402
+from stages.lib.algorithms.dpo.trainer import GroupedDPOTrainer, group_logps  # noqa: E402
+from stages.lib.algorithms.ppo.knobs import Ppo  # noqa: E402
+from stages.lib.algorithms.ppo.loop import Training  # noqa: E402
+from stages.lib.algorithms.ppo.rollouts import Reference, Roles  # noqa: E402
+from stages.lib.algorithms.ppo.values import RewardValue  # noqa: E402
 from stages.lib.base import Base  # noqa: E402
-from stages.lib.dpo_trainer import GroupedDPOTrainer, group_logps  # noqa: E402
 from stages.lib.groups import Group, collate  # noqa: E402
-from stages.lib.ppo.knobs import Ppo  # noqa: E402
-from stages.lib.ppo.loop import Training  # noqa: E402
-from stages.lib.ppo.rollouts import Reference, Roles  # noqa: E402
-from stages.lib.ppo.values import RewardValue  # noqa: E402
 from stages.lib.records import Completion, Pair, Prompt  # noqa: E402
 from stages.lib.runtime import files, params  # noqa: E402
 from stages.lib.sampling import Decoding, Request  # noqa: E402

@@ -26,15 +26,24 @@ def edges(name: str) -> set[str]:
     return set().union(*(paths(stage.get(key, [])) for key in ("deps", "outs", "metrics", "plots")))
 
 
+ALGORITHMS = ROOT / "stages/lib/algorithms"
+OWN = ALGORITHMS / "${item.algorithm}"
+"""A policy depends on the folder of its own algorithm; the registry finds it by name."""
+
+
 def code_run_by(file: Path) -> set[Path]:
     """Every file of stages/ that running `file` executes, itself included, and the pages it fills."""
     found = code.run_by(file)
+    if ALGORITHMS / "registry.py" in found:
+        found = code.run_by(file, *ALGORITHMS.glob("*/*.py"))
     found |= {asset for file in found for asset in assets(file)}
     return {package(file) for file in found}
 
 
 def package(file: Path) -> Path:
     """The outermost package around a file that says what it is for; otherwise the file."""
+    if file.parent.parent == ALGORITHMS:
+        return OWN
     fronts = [folder / "__init__.py" for folder in reversed(file.relative_to(ROOT).parents)]
     described = [f.parent for f in fronts if (ROOT / f).is_file() and (ROOT / f).stat().st_size]
     return ROOT / described[0] if described else file

@@ -1,4 +1,6 @@
-"""A two-armed bandit: one token, and half of the vocabulary pays. PPO, RLOO, DPO and KTO learn it."""
+"""A two-armed bandit: one token, and half of the vocabulary pays. Every algorithm learns it."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -9,14 +11,21 @@ from test_ppo import P as PPO
 from test_ppo import but
 from test_reward import pair
 from test_rloo import R as RLOO
+from tiny_graded import BRAIN
 from tiny_online import Planted, asks
 
-from stages.lib import dpo_trainer, kto_trainer, models, training
+from stages.lib import graded, models, training
+from stages.lib.algorithms import brain
+from stages.lib.algorithms.dpg import objective
+from stages.lib.algorithms.dpo import trainer as dpo_trainer
+from stages.lib.algorithms.kto import trainer as kto_trainer
+from stages.lib.algorithms.ppo.loop import Training
+from stages.lib.algorithms.ppo.rollouts import Reference, Roles
+from stages.lib.algorithms.ppo.values import HeadValue
+from stages.lib.algorithms.rloo.trainer import AskTrainer
+from stages.lib.graded_trainer import GradedTrainer
 from stages.lib.groups import group
-from stages.lib.ppo.loop import Training
-from stages.lib.ppo.rollouts import Reference, Roles
-from stages.lib.ppo.values import HeadValue
-from stages.lib.rloo_trainer import AskTrainer
+from stages.lib.sampling import Draw
 
 PROMPT = "The old dog went"
 
@@ -119,7 +128,39 @@ def by_kto(lm, sign, folder):
     training.fit(trainer, folder)
 
 
-@pytest.mark.parametrize("learn", [by_ppo, by_rloo, by_dpo, by_kto])
+def by_matching(objective):
+    """On 256 draws of the base, graded."""
+
+    def learn(lm, sign, folder):
+        _, good_V = arms(lm)
+        (ask,) = asks(lm, [PROMPT])
+        with torch.no_grad():
+            p_V = lm.model(torch.tensor([ask.ids])).logits[0, -1].softmax(-1)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.multinomial(p_V, 256, replacement=True, generator=generator)
+        drawn = [[Draw(ask.prompt.id, k, (int(i),), "length", 0.0) for k, i in enumerate(ids)]]
+        scorer = Arms(lm, sign)
+        scorer.raw = lambda *_, **__: (sign * good_V[ids]).tolist()  # by token: some share a text
+        found = graded.grade(
+            lm, [ask.prompt], drawn, scorer, proposal=None, name="b", batch_tokens=4096
+        )
+        models.add_lora(lm, rank=4, alpha=8, seed=0)
+        knobs = BRAIN.model_copy(update={"epochs": 30, "batch_prompts": 1, "learning_rate": 2e-2})
+        trainer = GradedTrainer(
+            lm, knobs, graded.groups(lm, found), objective, seed=0, checkpoints=folder
+        )
+        training.fit(trainer, folder)
+
+    return learn
+
+
+BY_BRAIN = by_matching(partial(brain.loss, temperature=0.5))
+BY_DPG = by_matching(
+    partial(objective.loss, temperature=0.5, divergence="forward_kl", baseline=True, max_ratio=10.0)
+)
+
+
+@pytest.mark.parametrize("learn", [by_ppo, by_rloo, by_dpo, by_kto, BY_BRAIN, BY_DPG])
 def test_the_arm_that_pays_is_pulled_more_and_the_one_that_costs_less(
     tiny_folder, full_precision, tmp_path, learn
 ):  # property 31

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 from graph import (
+    ALGORITHMS,
     DECLARED,
     ROOT,
     STAGES,
@@ -17,6 +18,7 @@ from graph import (
     relative,
 )
 
+from stages.lib.algorithms import registry
 from stages.lib.runtime import code
 
 
@@ -31,6 +33,15 @@ def test_a_stage_depends_on_exactly_the_code_it_runs(name):
     # deps changes results without a re-run; one left in re-runs training for nothing.
     # `python tests/graph.py` prints the lists.
     assert code_deps(name) == relative(code_run_by(ROOT / "stages" / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", registry.NAMES)
+def test_an_algorithm_runs_no_other_ones_code(name):
+    own = ALGORITHMS / name
+    others = {f for f in code.run_by(*own.glob("*.py")) if f.parent.parent == ALGORITHMS} - set(
+        own.iterdir()
+    )
+    assert not others
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -98,8 +109,8 @@ OWNERS = {
     "dvc": {"runtime/declared", "commands/plan", "commands/revisions"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
-    "trl": {"dpo_trainer", "kto_trainer", "rloo_trainer"},
-    "datasets": {"importers", "dpo_trainer", "kto_trainer", "rloo_trainer"},
+    "trl": {f"algorithms/{name}/trainer" for name in ("dpo", "kto", "rloo")},
+    "datasets": {"importers", *(f"algorithms/{name}/trainer" for name in ("dpo", "kto", "rloo"))},
     "plotly": {"reporting/figures", "reporting/page"},
     "evalica": {"labels/agreement"},
     "lm_eval": {"standard_tasks"},

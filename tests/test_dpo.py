@@ -12,15 +12,16 @@ import torch
 from test_reward import pair, planted
 
 from stages import align
-from stages.lib import dpo_trainer, likelihood, losses, models, snapshots
+from stages.lib import likelihood, losses, models, snapshots
 from stages.lib.algorithms import dpo
+from stages.lib.algorithms.dpo import trainer as dpo_trainer
 from stages.lib.groups import collate, group
 from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Refusal
 
 P = dpo.Dpo(
-    algorithm="dpo", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=3, anchor=None, labels="given", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
+    algorithm="dpo", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=3, seed=None, anchor=None, labels="given", beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4,
     lora_alpha=8, learning_rate=5e-3, warmup=0.0, epochs=2, batch_prompts=8, max_pairs_per_prompt=3,
     max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_online import demonstration, write_neutral
 
-from stages.lib import kto_trainer, likelihood, losses, models, sft_trainer, signals
+from stages.lib import likelihood, losses, models
 from stages.lib.algorithms import kto
+from stages.lib.algorithms.kto import signals
+from stages.lib.algorithms.kto import trainer as kto_trainer
+from stages.lib.algorithms.sft import trainer as sft_trainer
 from stages.lib.algorithms.task import Task
 from stages.lib.records import Pair, Signal
 from stages.lib.runtime import files
@@ -20,7 +23,7 @@ from stages.lib.runtime.schema import Refusal
 from stages.lib.tokens import TooLong
 
 K = kto.Kto(
-    algorithm="kto", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=0, anchor=None,
+    algorithm="kto", starts_from="models/base", learns_from="data/pairs", prompts="data/pairs", snapshots=0, seed=None, anchor=None,
     signals="thumbs", beta=0.1, balance=1.0, lora_rank=4, lora_alpha=8, learning_rate=1e-2, warmup=0.0,
     epochs=2, batch_prompts=8, max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip

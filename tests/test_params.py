@@ -146,7 +146,7 @@ def test_a_refusal_names_the_place_inside_nested_records():
 
 
 def test_the_entries_that_are_off_by_default_are_valid_when_they_are_taken_in():
-    from stages.align import ALGORITHMS, Policy
+    from stages.lib.algorithms.registry import NAMES, Policy
     from stages.lib.pretraining import Pretrain
     from stages.provoke import Provoker
     from stages.revise import Reviser
@@ -164,4 +164,4 @@ def test_the_entries_that_are_off_by_default_are_valid_when_they_are_taken_in():
     assert {"sft", "rloo"} <= more.keys() - there.keys()
     for name, entry in more.items():
         check(entry, Policy, f"policies.{name}")
-    assert {entry["algorithm"] for entry in more.values()} == set(ALGORITHMS)
+    assert {entry["algorithm"] for entry in more.values()} == set(NAMES)

@@ -22,12 +22,12 @@ from tiny_online import (
 
 from stages.lib import likelihood, models, online, reward_model, tokens
 from stages.lib.algorithms import ppo
+from stages.lib.algorithms.ppo import loop, rollouts
+from stages.lib.algorithms.ppo.knobs import Ppo
+from stages.lib.algorithms.ppo.loop import Training
+from stages.lib.algorithms.ppo.rollouts import Reference, Roles
+from stages.lib.algorithms.ppo.values import AdapterValue, HeadValue, RewardValue
 from stages.lib.algorithms.task import Task
-from stages.lib.ppo import loop, rollouts
-from stages.lib.ppo.knobs import Ppo
-from stages.lib.ppo.loop import Training
-from stages.lib.ppo.rollouts import Reference, Roles
-from stages.lib.ppo.values import AdapterValue, HeadValue, RewardValue
 from stages.lib.reward_model import TrainedReward
 from stages.lib.runtime import files
 from stages.lib.runtime.processes import total
@@ -35,7 +35,7 @@ from stages.lib.runtime.schema import Refusal
 
 P = Ppo.model_validate(
     {
-        "algorithm": "ppo", "starts_from": "models/base", "learns_from": "models/reward", "prompts": "data/prompts", "snapshots": 1, "anchor": None, "categories": [], "batch_prompts": 4, "samples": 4,
+        "algorithm": "ppo", "starts_from": "models/base", "learns_from": "models/reward", "prompts": "data/prompts", "snapshots": 1, "seed": None, "anchor": None, "categories": [], "batch_prompts": 4, "samples": 4,
         "minibatch_prompts": 2, "microbatch_prompts": 2, "epochs": 2, "max_tokens": 6, "batch_tokens": 4096, "temperature": 1.0,
         "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
         "clip": 0.2, "entropy": 0.0, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "score_clip": None,

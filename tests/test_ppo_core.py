@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tensor
 
-from stages.lib.ppo import advantages, control, surrogates
-from stages.lib.ppo.control import KlControl, Look, Stops, Watch
+from stages.lib.algorithms.ppo import advantages, control, surrogates
+from stages.lib.algorithms.ppo.control import KlControl, Look, Stops, Watch
 from stages.lib.runtime.processes import total
 
 MASK = tensor([[True, True, True], [True, False, False]])

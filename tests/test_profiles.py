@@ -115,10 +115,10 @@ def test_the_scorer_of_the_verdict_is_no_labeler_and_no_reward(name):
 
 
 def test_full_has_every_algorithm_and_nothing_is_off_that_needs_no_file_of_yours():
-    from stages.align import ALGORITHMS
+    from stages.lib.algorithms.registry import NAMES
 
     full, default = settings("full"), params.read(ROOT / "params.yaml")
-    assert {entry["algorithm"] for entry in full["policies"].values()} == set(ALGORITHMS)
+    assert {entry["algorithm"] for entry in full["policies"].values()} == set(NAMES)
     assert {key for key, value in full.items() if value == {}} == {"pretrain"}
     assert full["pairs"]["revisions"] == list(full["revisers"])
     provoked = {s["entry"] for s in full["prompts"]["sources"] if s["kind"] == "provoked"}

@@ -103,6 +103,8 @@ ENTRIES = {
     "${item.adapter}": "models/base",
     "${item.attacker}": "models/base",
     "${item.target}": "models/base",
+    "${item.proposal}": "models/base",
+    "${item.reward}": "models/reward",
     "${reward.reads}": "models/base",
     "${reward.starts_from}": "models/pretrained/${key}",
 }
@@ -113,7 +115,8 @@ def meant(dep):
     """What a dependency stands for, in any entry of params.yaml."""
     key = re.fullmatch(r"\$\{item\.(starts_from|learns_from|prompts)\}", dep)
     if key:
-        return {entry[key[1]] for entry in POLICIES}
+        off = {"data/graded/${key}"} if key[1] != "starts_from" else set()
+        return off | {entry[key[1]] for entry in POLICIES}
     return {ENTRIES.get(dep, dep).replace("${evaluate.split}.jsonl", "test.jsonl")}
 
 

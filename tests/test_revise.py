@@ -8,8 +8,9 @@ import pytest
 from tiny_model import moved_adapter
 
 from stages import revise
-from stages.lib import models, revision_quality, revisions, sft_trainer
+from stages.lib import models, revision_quality, revisions
 from stages.lib.algorithms import sft
+from stages.lib.algorithms.sft import trainer as sft_trainer
 from stages.lib.constitution import Principle
 from stages.lib.dialogue import Said
 from stages.lib.order import by_hash

@@ -11,13 +11,13 @@ from tiny_online import LOOKS, Planted, asks, write_reward
 from stages.lib import models, reward_model, snapshots
 from stages.lib.algorithms import rloo
 from stages.lib.algorithms.online import Looks
+from stages.lib.algorithms.rloo.trainer import AskTrainer
 from stages.lib.online import Manner, look
-from stages.lib.rloo_trainer import AskTrainer
 from stages.lib.tokens import encode_completion
 from stages.lib.training import fit
 
 R = rloo.Rloo(
-    algorithm="rloo", starts_from="models/base", learns_from="models/reward", prompts="data/prompts", snapshots=1, anchor=None,
+    algorithm="rloo", starts_from="models/base", learns_from="models/reward", prompts="data/prompts", snapshots=1, seed=None, anchor=None,
     categories=[], batch_prompts=4, samples=8, epochs=1, max_steps=20, max_tokens=6, batch_tokens=4096,
     temperature=1.0, lora_rank=4, lora_alpha=8, learning_rate=2e-2, max_grad_norm=1.0, clip=0.2,
     beta=0.02, score_clip=None, look=Looks(prompts=3, samples=8),

@@ -13,9 +13,10 @@ from tiny_online import SFT as S
 from tiny_online import asks, demonstration
 
 from stages import align
-from stages.lib import likelihood, models, neighbours, sft_trainer
+from stages.lib import likelihood, models, neighbours
 from stages.lib.algorithms import dpo, ppo, sft
-from stages.lib.ppo import rollouts
+from stages.lib.algorithms.ppo import rollouts
+from stages.lib.algorithms.sft import trainer as sft_trainer
 from stages.lib.records import Demonstration, SourcePrompt
 from stages.lib.runtime import files
 from stages.lib.runtime.processes import total
@@ -118,7 +119,7 @@ def test_dpo_that_starts_from_it_has_it_as_reference(after_sft, tmp_path):  # pr
     files.write_lines(tmp_path / "pairs/train.jsonl", train)
     files.write_lines(tmp_path / "pairs/validation.jsonl", held_out)
     knobs = dpo.Dpo(
-        algorithm="dpo", starts_from="models/policies/sft", learns_from="data/pairs", prompts="data/pairs", snapshots=0, anchor=None, labels="given",
+        algorithm="dpo", starts_from="models/policies/sft", learns_from="data/pairs", prompts="data/pairs", snapshots=0, seed=None, anchor=None, labels="given",
         beta=0.1, loss="sigmoid", label_smoothing=0.0, lora_rank=4, lora_alpha=8, learning_rate=5e-3, warmup=0.0,
         epochs=2, batch_prompts=8, max_pairs_per_prompt=3, max_grad_norm=1.0, max_tokens=64,
     )  # fmt: skip

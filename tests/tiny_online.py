@@ -6,9 +6,9 @@ from tiny_model import moved_adapter
 
 from stages.lib import models
 from stages.lib.algorithms import sft
+from stages.lib.algorithms.ppo.rollouts import Reference, Roles
+from stages.lib.algorithms.ppo.values import HeadValue
 from stages.lib.online import Ask
-from stages.lib.ppo.rollouts import Reference, Roles
-from stages.lib.ppo.values import HeadValue
 from stages.lib.records import Demonstration, Prompt
 from stages.lib.reward_model import Head, Normaliser
 from stages.lib.runtime import files
@@ -20,7 +20,7 @@ TEXTS = ("He said", "The old dog went", "She", "They had a long story of", "Once
 
 SFT = sft.Sft(
     algorithm="sft", starts_from="models/base", learns_from="data/sources/demonstrations.jsonl",
-    prompts="data/prompts", snapshots=0, anchor=None, held_out=0.3, resamples=200, lora_rank=4, lora_alpha=8,
+    prompts="data/prompts", snapshots=0, seed=None, anchor=None, held_out=0.3, resamples=200, lora_rank=4, lora_alpha=8,
     learning_rate=1e-2, warmup=0.0, epochs=4, batch_prompts=4, max_grad_norm=1.0, max_tokens=64,
 )  # fmt: skip
 

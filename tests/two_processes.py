@@ -12,6 +12,7 @@ from test_ppo import P as PPO
 from test_ppo import but
 from test_reward import PARAMS, planted
 from test_sft import S as SFT
+from tiny_graded import BRAIN, DPG
 from tiny_online import LOOKS, asks, fresh_roles
 
 from stages import align, sample
@@ -24,12 +25,13 @@ from stages.lib import (
     online,
     reward_model,
 )
+from stages.lib.algorithms.dpg import Adapting
+from stages.lib.algorithms.ppo import rollouts
+from stages.lib.algorithms.ppo.loop import Training
 from stages.lib.algorithms.task import Anchoring
 from stages.lib.answering import Subject
 from stages.lib.base import Base
 from stages.lib.groups import group
-from stages.lib.ppo import rollouts
-from stages.lib.ppo.loop import Training
 from stages.lib.records import Pair, Prompt
 from stages.lib.reward_model import Answer
 from stages.lib.reward_trainer import fit_scorer, new_head
@@ -44,10 +46,12 @@ def trained(lm) -> dict:
     return {k: p.detach().clone() for k, p in lm.model.named_parameters() if ".default." in k}
 
 
-def aligned(knobs, model: Path, data: Path, world: Path, out: Path) -> dict:
+def aligned(
+    knobs, model: Path, data: Path, world: Path, out: Path, prompts: Path | None = None
+) -> dict:
     knobs = knobs.model_copy(update={"anchor": ANCHOR})
     return align.run(
-        knobs, BASE, 0, name=out.name, base_folder=model, starts_from=model, data=data, prompts=world / "prompts",
+        knobs, BASE, 0, name=out.name, base_folder=model, starts_from=model, data=data, prompts=prompts or world / "prompts",
         neutral=world / "neutral.jsonl", out=out, metrics=out.with_suffix(".json"), curves=out.with_suffix(".csv"),
     )  # fmt: skip
 
@@ -58,6 +62,18 @@ def dpo(model: Path, world: Path, out: Path) -> dict:
 
 def sft(model: Path, world: Path, out: Path) -> dict:
     return aligned(SFT, model, world / "demos.jsonl", world, out / "sft")
+
+
+def brain(model: Path, world: Path, out: Path) -> dict:
+    return aligned(BRAIN, model, world / "graded", world, out / "brain")
+
+
+def dpg(model: Path, world: Path, out: Path) -> dict:
+    """Its proposal moves on the way."""
+    moving = DPG.model_copy(update={"adapt": Adapting(every=3, prompts=8, batch_tokens=1024)})
+    found = aligned(moving, model, world / "reward", world, out / "dpg", world / "graded")
+    assert found["proposals"] > 1
+    return found
 
 
 def reward(model: Path, world: Path, out: Path) -> dict:
@@ -101,8 +117,8 @@ def sampled(model: Path, world: Path, out: Path) -> dict:
 def asked(model: Path, world: Path, out: Path) -> dict:
     """Answers, their drift, losses, leanings and scores of a policy that is not the base."""
     lm = models.load(model, BASE)
-    models.load_adapter(lm, world / "moved", name=answering.POLICY)
-    subject = Subject(lm, lm, answering.POLICY)
+    models.load_adapter(lm, world / "moved", name=models.POLICY)
+    subject = Subject(lm, lm, models.POLICY)
     prompts = files.read_lines(world / "prompts/test.jsonl", Prompt)
     plain = Decoding(temperature=1.0, top_k=0, top_p=1.0)
     answers = answering.answer(
@@ -110,11 +126,11 @@ def asked(model: Path, world: Path, out: Path) -> dict:
     )
     often = {"batch_tokens": 256}
     passages = neutral_text.read(world / "neutral.jsonl")
-    losses = language_loss.losses(lm, answering.POLICY, passages, **often)
+    losses = language_loss.losses(lm, models.POLICY, passages, **often)
     pairs = files.read_lines(world / "pairs/validation.jsonl", Pair)
     scorer = reward_model.load_both(lm, world / "reward")[0]
     scored = reward_model.shared_raw(scorer, [a.as_answer() for a in answers], label=None)
-    with models.adapter(lm, answering.POLICY):
+    with models.adapter(lm, models.POLICY):
         seen = online.look(
             lm, asks(lm, LOOKS), rollouts.manner(PPO), scorer, scorer, samples=2, seed=0
         )

@@ -19,8 +19,6 @@ from stages.lib.runtime.items import Items
 from stages.lib.sampling import Decoding, Draw, Request
 from stages.lib.tokens import TokenSequence, encode_prompt
 
-POLICY = "policy"  # name of the policy's adapter on its base
-
 
 @dataclass(slots=True)
 class Subject:
@@ -71,13 +69,13 @@ def open_subject(base_folder: Path, policy_folder: Path, base: Base) -> Subject:
             return Subject(reference, reference, None, (base_folder, None, base))
         policy = models.load(base_folder, base, quantised=False)
         return Subject(policy, reference, None, (base_folder, "unquantised", base))
-    models.load_adapter(reference, policy_folder, name=POLICY)
-    return Subject(reference, reference, POLICY, (base_folder, policy_folder, base))
+    models.load_adapter(reference, policy_folder, name=models.POLICY)
+    return Subject(reference, reference, models.POLICY, (base_folder, policy_folder, base))
 
 
 def snapshot(subject: Subject, folder: Path, step: int) -> Subject:
     """Return the policy as it was at a step of its training, beside the same reference."""
-    name = f"{POLICY}-{step}"
+    name = f"{models.POLICY}-{step}"
     models.load_adapter(subject.reference, folder, name=name)
     base_folder, _, base = subject.made_from
     return replace(subject, adapter=name, made_from=(base_folder, folder, base))

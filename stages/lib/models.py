@@ -28,6 +28,9 @@ from stages.lib.base import Base
 from stages.lib.runtime import files, locks, processes
 from stages.lib.runtime.schema import Refusal
 
+POLICY = "policy"
+"""Name of a finished policy's adapter on its base; one that trains is peft's `default`."""
+
 
 class ModelError(Refusal):
     """A model, tokenizer or adapter cannot be used."""
@@ -129,7 +132,7 @@ def load_adapted(folder: Path, adapter: Path, base: Base) -> LanguageModel:
         ModelError: as `load` and `load_adapter` do.
     """
     lm = load(folder, base)
-    return lm if adapter.resolve() == folder.resolve() else load_adapter(lm, adapter, name="policy")
+    return lm if adapter.resolve() == folder.resolve() else load_adapter(lm, adapter, name=POLICY)
 
 
 _held: dict[int, FileLock] = {}

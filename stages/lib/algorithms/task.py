@@ -1,12 +1,15 @@
 """What an algorithm is given, whichever it is."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from stages.lib.base import Base
+from stages.lib.keeper import Keeper
 from stages.lib.lora import Adapted, require_size
 from stages.lib.records import Name
 from stages.lib.runtime.schema import Strict
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 class Entry(Strict):
     """What every entry of `policies` has, whichever its algorithm."""
+
+    shares_batches: ClassVar[bool] = False
+    """Whether several processes can share each batch."""
 
     starts_from: Name
     """models/base, or the folder of a policy whose adapter training goes on from. That policy is
@@ -44,6 +50,9 @@ class TrainedEntry(Entry):
     anchor: Anchoring | None
     """What holds down the loss on text that alignment is not about; null: nothing does."""
 
+    seed: int | None
+    """Of this training alone; null: the graph's. Entries that differ in nothing else show how much
+    chance there is in a result."""
     snapshots: Annotated[int, Field(ge=0)]
     """Adapters kept on the way, evenly spaced, beside the last one."""
 
@@ -108,3 +117,57 @@ class Task:
         return anchor.read(
             self.neutral, lm, weight=entry.anchor.weight, passages=entry.anchor.passages
         )
+
+    @contextmanager
+    def training(self, lm: "LanguageModel", policy: TrainedEntry) -> Iterator["Training"]:
+        """Yield a training of this entry's adapter on `lm`, which is its reference as it is now.
+
+        What it keeps outlives a kill until the block ends, so that whatever is measured after the
+        training, within the block, does not cost it.
+        """
+        from stages.lib import training
+
+        anchor = self.anchor(lm, policy)
+        with training.checkpoints(f"align-{policy.algorithm}", *self.inputs(policy)) as folder:
+            yield Training(self, lm, folder, Keeper(lm, folder, policy.snapshots), anchor)
+
+
+Rows = list[dict[str, float]]
+"""Curves, a row a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A training under way."""
+
+    task: Task
+    lm: "LanguageModel"
+    checkpoints: Path
+    keeper: Keeper
+    anchor: "Anchor | None"
+
+    def fit(
+        self, trainer: Any, columns: Sequence[str], *, read: Callable[[Rows], Rows] = list
+    ) -> Rows:
+        """Train by transformers' loop, write adapter, states on the way and curves.
+
+        Args:
+            trainer: an `Anchored` one.
+            columns: of the curves.
+            read: makes the curves' rows of what the trainer logged.
+        """
+        from stages.lib import training
+
+        trainer.anchor = self.anchor
+        self.keeper.watch(trainer)
+        rows = read(training.fit(trainer, self.checkpoints))
+        self.write(rows, columns)
+        return rows
+
+    def write(self, rows: Rows, columns: Sequence[str]) -> None:
+        """Write the adapter as it is now, what was kept of it on the way, and the curves."""
+        from stages.lib import models, training
+
+        models.save_adapter(self.lm, self.task.out)
+        self.keeper.hand_over(self.task.out)
+        training.write_curves(self.task.curves, rows, columns)

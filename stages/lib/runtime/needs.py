@@ -33,6 +33,7 @@ SECTIONS = {
     "rank": "labelers",
     "pretrain": "pretrain",
     "reward": "reward",
+    "grade": "graders",
     "align": "policies",
     "evaluate": "policies",
     "score": "scorers",
@@ -177,6 +178,14 @@ def _sample(world: World, stage: str, entry: Entry) -> Need:
     return _of(world, stage, entry["model"], f"{_name(stage)}.batch_tokens", batch=batch)
 
 
+def _grade(world: World, stage: str, entry: Entry) -> Need:
+    batch = _answered(
+        world, "models/base", entry["batch_tokens"], entry["max_tokens"], entry["completions"]
+    )
+    where = f"{_name(stage)}.batch_tokens"
+    return _of(world, stage, "models/base", where, batch=batch, adapters=_frozen(world, {}))
+
+
 def _revise(world: World, stage: str, entry: Entry) -> Need:
     batch = _answered(world, entry["model"], entry["batch_tokens"], entry["max_tokens"], 1)
     return _of(world, stage, entry["model"], f"{_name(stage)}.batch_tokens", batch=batch)
@@ -219,6 +228,15 @@ def _completions(world: World) -> tuple[int, int]:
     """Completions of a prompt over all samplers, and the tokens of the longest."""
     samplers = world.settings["samplers"].values()
     return sum(s["completions"] for s in samplers), max(s["max_tokens"] for s in samplers) + 1
+
+
+def _learned(world: World, entry: Entry) -> tuple[int, int]:
+    """Completions of a prompt that a policy learns from, and the tokens of the longest."""
+    for name in (entry["learns_from"], entry["prompts"]):
+        if name.startswith("data/graded/"):
+            grader = world.settings["graders"][name.removeprefix("data/graded/")]
+            return grader["completions"], grader["max_tokens"] + 1
+    return _completions(world)
 
 
 def _trained(world: World, entry: Entry, folder: str, batch: Pass) -> tuple[float, float]:
@@ -267,7 +285,7 @@ def _align(world: World, stage: str, entry: Entry) -> Need | None:
         return None
     if entry["algorithm"] in ("ppo", "rloo"):
         return _online(world, stage, entry)
-    count, longest = _completions(world)
+    count, longest = _learned(world, entry)
     if entry["algorithm"] == "sft":
         count, longest = 1, entry["max_tokens"] // 2
     if entry["algorithm"] == "dpo":  # no more completions than its pairs have ends
@@ -311,6 +329,7 @@ NEEDS = {
     "rank": _judge,
     "pretrain": _pretrain,
     "reward": _reward,
+    "grade": _grade,
     "align": _align,
     "evaluate": _evaluate,
     "score": _judge,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from stages.lib.algorithms.task import Task, TrainedEntry
-from stages.lib.keeper import Keeper
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Pair, Signal
 from stages.lib.runtime import files
@@ -15,8 +14,8 @@ from stages.lib.runtime.schema import Refusal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stages.lib.algorithms.kto.signals import Judged
     from stages.lib.models import LanguageModel
-    from stages.lib.signals import Judged
 
 
 class Kto(TrainedEntry, LoraTraining):
@@ -54,7 +53,9 @@ def train(policy: Kto, task: Task) -> dict[str, float]:
         Sizes, the last losses and reference points, and how often the implicit reward puts a good
         completion of role `validation` above a bad one, where there are both.
     """
-    from stages.lib import kto_trainer, models, signals, training
+    from stages.lib import models
+    from stages.lib.algorithms.kto import signals
+    from stages.lib.algorithms.kto import trainer as kto_trainer
 
     lm = task.open_with_adapter(policy)
     learned, undecided = _judged(lm, policy, task, "align")
@@ -63,25 +64,22 @@ def train(policy: Kto, task: Task) -> dict[str, float]:
     _require_enough(policy, task, len(learned), up, down)
     given = kto_trainer.rows(learned, batch_prompts=policy.batch_prompts, seed=task.seed)
     kept = [sequence for one in held_out for sequence in one.sequences]
-    with training.checkpoints("align-kto", *task.inputs(policy)) as folder:
+    with task.training(lm, policy) as training:
         before = kto_trainer.logps(lm, kept, label="validation before")
-        anchor = task.anchor(lm, policy)
         trainer = kto_trainer.JudgedKTOTrainer(
             lm, policy, given,
-            weights=weights(policy.balance, up, down), seed=task.seed, checkpoints=folder,
+            weights=weights(policy.balance, up, down), seed=task.seed,
+            checkpoints=training.checkpoints,
         )  # fmt: skip
-        trainer.anchor = anchor
-        keeper = Keeper(lm, folder, policy.snapshots)
-        keeper.watch(trainer)
-        rows = training.fit(trainer, folder)
-        models.save_adapter(lm, task.out)
-        keeper.hand_over(task.out)
-        training.write_curves(task.curves, rows, COLUMNS)
+        rows = training.fit(trainer, COLUMNS)
         after = kto_trainer.logps(lm, kept, label="validation after")
     last = rows[-5:]
     return {
         "steps": float(trainer.state.global_step),
         "prompts": float(len(learned)),
+        "completion_tokens": float(
+            sum(len(s.completion) for one in learned for s in one.sequences)
+        ),
         "examples_up": float(up),
         "examples_down": float(down),
         "examples_undecided": float(undecided),
@@ -95,7 +93,7 @@ def _judged(
     lm: "LanguageModel", policy: Kto, task: Task, role: Literal["align", "validation"]
 ) -> tuple[list["Judged"], int]:
     """Return the completions of one role, and how many are neither good nor bad."""
-    from stages.lib import signals
+    from stages.lib.algorithms.kto import signals
 
     if policy.signals == "thumbs":
         some = files.read_lines(task.data / "signals.jsonl", Signal)

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from stages.lib import order
 from stages.lib.algorithms.task import Task, TrainedEntry
-from stages.lib.keeper import Keeper
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Pair
 from stages.lib.runtime import files
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 class Dpo(TrainedEntry, LoraTraining):
     """An entry of `policies` that is aligned with DPO."""
+
+    shares_batches = True
 
     algorithm: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)]
@@ -55,8 +56,8 @@ def train(policy: Dpo, task: Task) -> dict[str, float]:
         Sizes, the last losses, and the implicit reward's accuracy on validation pairs.
     """
     # Torch and TRL take seconds to import; reading params of another policy should not.
-    from stages.lib import models, training
-    from stages.lib.dpo_trainer import GroupedDPOTrainer, accuracy, group_logps
+    from stages.lib import models
+    from stages.lib.algorithms.dpo.trainer import GroupedDPOTrainer, accuracy, group_logps
 
     lm = task.open(policy)
     learned = _pairs(task.data / "train.jsonl", "align")
@@ -70,23 +71,19 @@ def train(policy: Dpo, task: Task) -> dict[str, float]:
             "prompts.split.shares.align or sample more completions"
         )
     reference = group_logps(lm, [*train_groups, *held_out], label="reference")
-    anchor = task.anchor(lm, policy)
-    with training.checkpoints("align-dpo", *task.inputs(policy)) as folder:
+    with task.training(lm, policy) as training:
         trainer = GroupedDPOTrainer(
-            lm, policy, train_groups, reference, seed=task.seed, checkpoints=folder
+            lm, policy, train_groups, reference, seed=task.seed, checkpoints=training.checkpoints
         )
-        trainer.anchor = anchor
-        keeper = Keeper(lm, folder, policy.snapshots)
-        keeper.watch(trainer)
-        rows = training.fit(trainer, folder)
-        models.save_adapter(lm, task.out)
-        keeper.hand_over(task.out)
-        training.write_curves(task.curves, rows, COLUMNS)
+        rows = training.fit(trainer, COLUMNS)
         after = group_logps(lm, held_out, label="validation")
     return {
         "steps": float(trainer.state.global_step),
         "pairs": float(sum(len(g.pairs) for g in train_groups)),
         "prompts": float(len(train_groups)),
+        "completion_tokens": float(
+            sum(len(s.completion) for g in train_groups for s in g.sequences)
+        ),
         "trainable_parameters": models.trainable_parameters(lm),
         "loss": sum(row["loss"] for row in rows[-5:]) / len(rows[-5:]),
         "implicit_accuracy": accuracy(held_out, after, reference),

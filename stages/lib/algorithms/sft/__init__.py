@@ -7,7 +7,6 @@ from pydantic import Field
 
 from stages.lib import order
 from stages.lib.algorithms.task import Task, TrainedEntry
-from stages.lib.keeper import Keeper
 from stages.lib.lora import LoraTraining
 from stages.lib.records import Demonstration, Prompt, SourcePrompt
 from stages.lib.runtime import files
@@ -16,6 +15,8 @@ from stages.lib.runtime.schema import Refusal
 
 class Sft(TrainedEntry, LoraTraining):
     """An entry of `policies` that imitates demonstrations."""
+
+    shares_batches = True
 
     algorithm: Literal["sft"]
     held_out: Annotated[float, Field(gt=0, lt=1)]
@@ -34,8 +35,8 @@ def train(policy: Sft, task: Task) -> dict[str, float]:
         Sizes, the last losses, and the loss on held-out demonstrations before and after, in nats a
         token, with the 95 % interval of its change.
     """
-    from stages.lib import models, statistics, training
-    from stages.lib.sft_trainer import AnswerTrainer, sequences, token_losses
+    from stages.lib import models, statistics
+    from stages.lib.algorithms.sft.trainer import AnswerTrainer, sequences, token_losses
 
     learned, held_out = divided(files.read_lines(task.data, Demonstration), policy.held_out)
     if len(learned) < policy.batch_prompts or len(held_out) < 2:
@@ -49,16 +50,9 @@ def train(policy: Sft, task: Task) -> dict[str, float]:
         sequences(lm, some, max_tokens=policy.max_tokens) for some in (learned, held_out)
     )
     before = token_losses(lm, kept, label="before")
-    anchor = task.anchor(lm, policy)
-    with training.checkpoints("align-sft", *task.inputs(policy)) as folder:
-        trainer = AnswerTrainer(lm, policy, given, seed=task.seed, checkpoints=folder)
-        trainer.anchor = anchor
-        keeper = Keeper(lm, folder, policy.snapshots)
-        keeper.watch(trainer)
-        rows = training.fit(trainer, folder)
-        models.save_adapter(lm, task.out)
-        keeper.hand_over(task.out)
-        training.write_curves(task.curves, rows, COLUMNS)
+    with task.training(lm, policy) as training:
+        trainer = AnswerTrainer(lm, policy, given, seed=task.seed, checkpoints=training.checkpoints)
+        rows = training.fit(trainer, COLUMNS)
     after = token_losses(lm, kept, label="after")
     change = statistics.bootstrap_mean(
         (after - before).tolist(), [d.id for d in held_out],
@@ -67,6 +61,7 @@ def train(policy: Sft, task: Task) -> dict[str, float]:
     return {
         "steps": float(trainer.state.global_step),
         "demonstrations": float(len(learned)),
+        "completion_tokens": float(sum(len(s.completion) for s in given)),
         "trainable_parameters": models.trainable_parameters(lm),
         "loss": sum(row["loss"] for row in rows[-5:]) / len(rows[-5:]),
         "held_out_n": float(len(held_out)),

@@ -22,9 +22,9 @@ from torch import Tensor
 from trl import KTOConfig, KTOTrainer
 
 from stages.lib import likelihood, losses, models, training
+from stages.lib.algorithms.kto.signals import Judged
 from stages.lib.anchor import Anchored
 from stages.lib.models import LanguageModel
-from stages.lib.signals import Judged
 from stages.lib.tokens import TokenSequence
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from stages.lib import likelihood, models, reward_model
+from stages.lib.algorithms.ppo import advantages, surrogates
+from stages.lib.algorithms.ppo.advantages import Total
+from stages.lib.algorithms.ppo.knobs import Ppo
+from stages.lib.algorithms.ppo.values import ValueFunction
 from stages.lib.likelihood import CHUNK, Positions
 from stages.lib.models import LanguageModel
 from stages.lib.online import Ask, Manner, respond
-from stages.lib.ppo import advantages, surrogates
-from stages.lib.ppo.advantages import Total
-from stages.lib.ppo.knobs import Ppo
-from stages.lib.ppo.values import ValueFunction
 from stages.lib.reward_model import Answer, Scorer
 from stages.lib.sampling import Draw
 from stages.lib.tokens import TokenSequence

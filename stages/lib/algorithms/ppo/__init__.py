@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from stages.lib.algorithms.ppo.knobs import Ppo
 from stages.lib.algorithms.task import Task
-from stages.lib.keeper import Keeper
-from stages.lib.ppo.knobs import Ppo
 from stages.lib.runtime.schema import Refusal
 
 if TYPE_CHECKING:
+    from stages.lib.algorithms.ppo.loop import Progress
+    from stages.lib.algorithms.ppo.rollouts import Roles
+    from stages.lib.algorithms.ppo.values import ValueFunction
     from stages.lib.models import LanguageModel
-    from stages.lib.ppo.loop import Progress
-    from stages.lib.ppo.rollouts import Roles
-    from stages.lib.ppo.values import ValueFunction
     from stages.lib.reward_model import Scorer
 
 COLUMNS = (
@@ -52,8 +51,8 @@ def train(policy: Ppo, task: Task) -> dict[str, float]:
         Steps, sizes, the score at both ends of the training, the distance gone, and
         `stopped_by/<rule>` of the rule that ended it.
     """
-    from stages.lib import models, online, training
-    from stages.lib.ppo.loop import Training
+    from stages.lib import online
+    from stages.lib.algorithms.ppo.loop import Training
 
     lm = task.open_with_adapter(policy)
     learned, held_out = online.asks(
@@ -61,17 +60,13 @@ def train(policy: Ppo, task: Task) -> dict[str, float]:
         learned=policy.batch_prompts, held_out=policy.look.prompts,
     )  # fmt: skip
     roles = _roles(lm, policy, task)
-    anchor = task.anchor(lm, policy)
-    with training.checkpoints("align-ppo", *task.inputs(policy)) as folder:
-        keeper = Keeper(lm, folder, policy.snapshots)
+    with task.training(lm, policy) as training:
         run = Training(
-            roles, policy, learned, held_out,
-            seed=task.seed, checkpoints=folder, keeper=keeper, anchor=anchor,
+            roles, policy, learned, held_out, seed=task.seed,
+            checkpoints=training.checkpoints, keeper=training.keeper, anchor=training.anchor,
         )  # fmt: skip
         done = run.run()
-        models.save_adapter(lm, task.out)
-        keeper.hand_over(task.out)
-        training.write_curves(task.curves, _rows(done), COLUMNS)
+        training.write(_rows(done), COLUMNS)
     moved = sum(p.numel() for p in run.policy.values())
     return _metrics(done, policy) | {"trainable_parameters": float(moved)}
 
@@ -79,7 +74,7 @@ def train(policy: Ppo, task: Task) -> dict[str, float]:
 def _roles(lm: "LanguageModel", policy: Ppo, task: Task) -> "Roles":
     """Attach the other roles to the policy's base."""
     from stages.lib import models, reward_model
-    from stages.lib.ppo.rollouts import Reference, Roles
+    from stages.lib.algorithms.ppo.rollouts import Reference, Roles
 
     reference = Reference(lm, None)
     if not task.starts_anew:
@@ -90,7 +85,7 @@ def _roles(lm: "LanguageModel", policy: Ppo, task: Task) -> "Roles":
 
 
 def _value(lm: "LanguageModel", policy: Ppo, task: Task, reward: "Scorer") -> "ValueFunction":
-    from stages.lib.ppo.values import AdapterValue, HeadValue, RewardValue
+    from stages.lib.algorithms.ppo.values import AdapterValue, HeadValue, RewardValue
     from stages.lib.reward_model import TrainedReward
 
     if policy.value.kind == "head":
@@ -115,9 +110,11 @@ def _rows(done: "Progress") -> list[dict[str, float]]:
 
 def _metrics(done: "Progress", policy: Ppo) -> dict[str, float]:
     last: Sequence[dict[str, float]] = done.rows[-3:]
+    a_step = policy.batch_prompts * policy.samples
     found = {
         "steps": float(done.step),
-        "completions": float(done.step * policy.batch_prompts * policy.samples),
+        "completions": float(done.step * a_step),
+        "completion_tokens": sum(row["length"] for row in done.rows) * a_step,
         f"stopped_by/{done.stopped_by}": 1.0,
     }
     if last:  # a target may be reached before the first step

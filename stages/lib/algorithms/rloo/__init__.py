@@ -1,13 +1,13 @@
 """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740) through TRL."""
 
 import math
+import statistics
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stages.lib.algorithms.online import Online
 from stages.lib.algorithms.task import Task
-from stages.lib.keeper import Keeper
 
 
 class Rloo(Online):
@@ -34,31 +34,30 @@ def train(policy: Rloo, task: Task) -> dict[str, float]:
     Returns:
         Steps, sizes, and the scores of validation prompts before and after.
     """
-    from stages.lib import models, online, reward_model, rloo_trainer, training
+    from stages.lib import models, online, reward_model
+    from stages.lib.algorithms.rloo import trainer as rloo_trainer
 
     lm = task.open(policy)
     learned, held_out = online.asks(
         lm, task.prompts, policy.categories,
         learned=policy.batch_prompts, held_out=policy.look.prompts,
     )  # fmt: skip
-    anchor = task.anchor(lm, policy)
-    with training.checkpoints("align-rloo", *task.inputs(policy)) as folder:
-        trainer = rloo_trainer.AskTrainer(lm, policy, learned, seed=task.seed, checkpoints=folder)
-        trainer.anchor = anchor
+    with task.training(lm, policy) as training:
+        trainer = rloo_trainer.AskTrainer(
+            lm, policy, learned, seed=task.seed, checkpoints=training.checkpoints
+        )
         scorers = reward_model.load_both(lm, task.data)
         trainer.reward = scorers[0]
         before = rloo_trainer.look(lm, policy, held_out, scorers, seed=task.seed, name="before")
-        keeper = Keeper(lm, folder, policy.snapshots)
-        keeper.watch(trainer)
-        rows = rloo_trainer.rows(training.fit(trainer, folder))
+        rows = training.fit(trainer, COLUMNS, read=rloo_trainer.rows)
         after = rloo_trainer.look(lm, policy, held_out, scorers, seed=task.seed, name="after")
-        models.save_adapter(lm, task.out)
-        keeper.hand_over(task.out)
-        training.write_curves(task.curves, rows, COLUMNS)
+    completions = float(policy.max_steps * policy.batch_prompts * policy.samples)
+    lengths = [row["length"] for row in rows if not math.isnan(row["length"])]
     last = [row for row in rows if not math.isnan(row["score"])][-3:]
     return {
         "steps": float(policy.max_steps),
-        "completions": float(policy.max_steps * policy.batch_prompts * policy.samples),
+        "completions": completions,
+        "completion_tokens": completions * statistics.fmean(lengths),
         "trainable_parameters": models.trainable_parameters(lm),
         **{
             key: sum(row[key] for row in last) / len(last)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.lib.algorithms.online import Looks, Online
-from stages.lib.ppo.control import KlControl, Stops
+from stages.lib.algorithms.ppo.control import KlControl, Stops
 from stages.lib.runtime.schema import Strict
 
 
@@ -31,6 +31,8 @@ class RegularLooks(Looks):
 
 class Ppo(Online):
     """An entry of `policies` that is aligned with PPO."""
+
+    shares_batches = True
 
     algorithm: Literal["ppo"]
     minibatch_prompts: Annotated[int, Field(ge=1)]

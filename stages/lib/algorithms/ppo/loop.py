@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.lib import likelihood, models, online, training
+from stages.lib.algorithms.ppo import advantages, control, rollouts, surrogates
+from stages.lib.algorithms.ppo.control import Look, Rule, Watch
+from stages.lib.algorithms.ppo.knobs import Ppo
+from stages.lib.algorithms.ppo.rollouts import POLICY, Part, Roles, Rollout
+from stages.lib.algorithms.ppo.values import active
 from stages.lib.anchor import Anchor
 from stages.lib.diversity import distinct
 from stages.lib.keeper import Keeper
 from stages.lib.online import Ask
-from stages.lib.ppo import advantages, control, rollouts, surrogates
-from stages.lib.ppo.control import Look, Rule, Watch
-from stages.lib.ppo.knobs import Ppo
-from stages.lib.ppo.rollouts import POLICY, Part, Roles, Rollout
-from stages.lib.ppo.values import active
 from stages.lib.runtime import files, processes, tracking
 from stages.lib.runtime.schema import Refusal
 
