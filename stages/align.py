@@ -43,7 +43,7 @@ def run(
         task = Task(base, seed, base_folder, starts_from, data, prompts, neutral, folder, curves)
         result = registry.train(policy, task)
         files.write_json(folder / "policy.json", {"name": name, **policy.model_dump()})
-    files.write_json(metrics, result)
+    files.write_json(metrics, policy.kind() | result)
     tracking.made(name, policy.model_dump())
     return result
 

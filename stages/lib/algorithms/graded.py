@@ -29,6 +29,7 @@ class Matching(TrainedEntry, LoraTraining):
     """What every entry of `policies` has that learns from graded completions."""
 
     shares_batches = True
+    objective = "distribution matching"
 
     temperature: Annotated[float, Field(gt=0)]
     """Of the target, in standard deviations of the reward: smaller asks for more reward, at more

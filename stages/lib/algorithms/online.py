@@ -21,6 +21,9 @@ class Looks(Strict):
 class Online(TrainedEntry):
     """What every entry of `policies` has that is scored on its own answers while it learns."""
 
+    objective = "reward maximisation"
+    online = True
+
     categories: list[Name]
     """Of the prompts that it learns on; [] means all of role align."""
     batch_prompts: Annotated[int, Field(ge=1)]

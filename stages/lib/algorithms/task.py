@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,11 +19,24 @@ if TYPE_CHECKING:
     from stages.lib.models import LanguageModel
 
 
+Objective = Literal[
+    "none", "imitation", "contrastive", "reward maximisation", "distribution matching"
+]
+
+
 class Entry(Strict):
     """What every entry of `policies` has, whichever its algorithm."""
 
     shares_batches: ClassVar[bool] = False
     """Whether several processes can share each batch."""
+    objective: ClassVar[Objective]
+    """What kind of method it is, for the report."""
+    online: ClassVar[bool] = False
+    """Whether it learns from its own answers, drawn while it trains."""
+
+    def kind(self) -> dict[str, str]:
+        """Return what the report says of the method: what it pursues, and on whose answers."""
+        return {"objective": self.objective, "answers": "online" if self.online else "offline"}
 
     starts_from: Name
     """models/base, or the folder of a policy whose adapter training goes on from. That policy is

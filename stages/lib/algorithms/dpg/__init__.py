@@ -45,6 +45,10 @@ class Dpg(Matching):
     """Then `learns_from` is the reward model, `prompts` the graded completions that training begins
     with; null: these are all it learns from, and `learns_from` names them too."""
 
+    def kind(self) -> dict[str, str]:
+        """Say that what a moving proposal draws is its own."""
+        return super().kind() | ({"answers": "mixed"} if self.adapt else {})
+
 
 def train(policy: Dpg, task: Task) -> dict[str, float]:
     """Align an adapter on graded completions of role align; `graded.fit` says what is returned."""

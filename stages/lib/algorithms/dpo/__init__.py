@@ -21,6 +21,7 @@ class Dpo(TrainedEntry, LoraTraining):
     """An entry of `policies` that is aligned with DPO."""
 
     shares_batches = True
+    objective = "contrastive"
 
     algorithm: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)]

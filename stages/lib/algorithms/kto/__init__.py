@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Kto(TrainedEntry, LoraTraining):
     """An entry of `policies` that learns from completions that are good or bad by themselves."""
 
+    objective = "contrastive"
+
     algorithm: Literal["kto"]
     signals: Literal["thumbs", "pairs"]
     """thumbs: what people said of single completions; pairs: completions that win more than they

@@ -9,6 +9,8 @@ from stages.lib.runtime import files
 class NoTraining(Entry):
     """An entry of `policies` that is the base."""
 
+    objective = "none"
+
     algorithm: Literal["none"]
     quantised: bool
     """False holds the base as it was fetched, whatever `base.quantisation` says."""

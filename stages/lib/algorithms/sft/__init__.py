@@ -17,6 +17,7 @@ class Sft(TrainedEntry, LoraTraining):
     """An entry of `policies` that imitates demonstrations."""
 
     shares_batches = True
+    objective = "imitation"
 
     algorithm: Literal["sft"]
     held_out: Annotated[float, Field(gt=0, lt=1)]
