@@ -2,6 +2,7 @@
 
     python tests/bench_speed.py                              # make bench; after `make repro`
     python tests/bench_speed.py sampling dpo --rounds 5 --threads 2
+    python tests/bench_speed.py dpo --peers bare         # beside those alone whose names begin so
 
 Ours and the peer take turns in one process, on the same weights, prompts, pairs and adapter sizes;
 what is printed is each one's median and range over the rounds, and the median of the rounds' ratios.
@@ -45,6 +46,7 @@ from stages.lib.tokens import encode, encode_prompt  # noqa: E402
 
 ALL = Decoding(temperature=1.0, top_k=0, top_p=1.0)
 TOKENS = 24  # a completion, as in the default run
+PEERS: tuple[str, ...] = ("",)  # all
 Timed = Callable[[], float]
 """Does a piece of work and returns its rate, tokens a second."""
 
@@ -68,7 +70,8 @@ def clock(work: Callable[[], int]) -> float:
 
 def compare(title: str, ours: Timed, peers: dict[str, Timed], *, rounds: int) -> None:
     """Let all take turns, each round in another order, and print what came of it."""
-    every = {"ours": ours, **peers}
+    wanted = {name: peer for name, peer in peers.items() if name.startswith(PEERS)}
+    every = {"ours": ours, **wanted}
     seen: dict[str, list[float]] = {name: [] for name in every}
     for number in range(rounds + 1):  # the first round warms up and does not count
         names = list(every)
@@ -380,7 +383,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all, if none is named")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--peers", nargs="+", default=[""], help="those whose names begin so; all")
     given = parser.parse_args()
+    global PEERS
+    PEERS = tuple(given.peers)
     if given.threads:
         torch.set_num_threads(given.threads)
     for part in given.parts or PARTS:

@@ -327,3 +327,55 @@ def test_the_next_round_labels_the_policys_own_completions_and_keeps_the_earlier
         if "ann" in row["labelers"]
     }
     assert {"base", "round1"} <= samplers
+
+
+def taken_in(folder, **sections):
+    """Add entries to sections of params.yaml."""
+    params = YAML()
+    with (folder / "params.yaml").open() as text:
+        whole = params.load(text)
+    for section, entries in sections.items():
+        whole[section] = dict(whole[section]) | entries
+    with (folder / "params.yaml").open("w") as text:
+        params.dump(whole, text)
+    return whole
+
+
+@pytest.mark.slow
+def test_a_round_of_iterative_dpo_is_two_entries_and_a_further_one_runs_alone(clean):
+    """docs/algorithms.md: each round draws from the policy before it, grades, pairs and trains."""
+    grader = {
+        "proposal": "models/base", "reward": "models/reward", "roles": ["align", "validation"],
+        "categories": [], "completions": 3, "max_tokens": 8, "batch_tokens": 1024, "min_p_chosen": 0.5,
+    }  # fmt: skip
+    whole = taken_in(clean)
+
+    def of_round(number, before):
+        own = f"data/graded/round_{number}"
+        policy = dict(whole["policies"]["dpo"]) | {
+            "starts_from": before, "learns_from": own, "prompts": own, "snapshots": 0
+        }  # fmt: skip
+        return {f"round_{number}": grader | {"proposal": before}}, {f"dpo_{number}": policy}
+
+    graders, policies = of_round(2, "models/policies/dpo")
+    knobs = (
+        "starts_from", "snapshots", "seed", "anchor", "lora_rank", "lora_alpha", "learning_rate",
+        "warmup", "epochs", "batch_prompts", "max_grad_norm", "max_tokens",
+    )  # fmt: skip
+    brain = {key: whole["policies"]["dpo"][key] for key in knobs} | {
+        "algorithm": "brain", "learns_from": "data/graded/base", "prompts": "data/graded/base",
+        "temperature": 0.5, "min_effective": 0.0, "snapshots": 0,
+    }  # fmt: skip
+    taken_in(clean, graders=graders | {"base": grader}, policies=policies | {"brain": brain})
+    scored = {"score@judge", "score@harm", "report"}
+    assert ran(shell(clean, "dvc", "repro").stdout) == scored | {
+        "grade@base", "grade@round_2", "align@dpo_2", "evaluate@dpo_2", "align@brain", "evaluate@brain"
+    }  # fmt: skip
+    graders, policies = of_round(3, "models/policies/dpo_2")
+    taken_in(clean, graders=graders, policies=policies)
+    assert ran(shell(clean, "dvc", "repro").stdout) == scored | {
+        "grade@round_3", "align@dpo_3", "evaluate@dpo_3"
+    }  # fmt: skip
+    page = (clean / "reports/report.md").read_text()
+    assert "| distribution matching | offline |" in page
+    assert "dpo_3" in page

@@ -28,7 +28,7 @@ QWEN = {
 """config.json of each profile's base, as its repository has it."""
 CARD = {"gpu-small": 16, "gpu-7b": 24, "course-lab": 8}
 """GB of the smallest card that the profile says it is for."""
-PROFILES = ["course-lab", "full", "gpu-7b", "gpu-small"]
+PROFILES = ["all-methods", "course-lab", "full", "gpu-7b", "gpu-small"]
 
 
 def text(name):
@@ -126,6 +126,24 @@ def test_full_has_every_algorithm_and_nothing_is_off_that_needs_no_file_of_yours
     for section in ("policies", "labelers", "samplers", "scorers", "models"):
         for name, entry in default[section].items():  # what is on by default is there, unchanged
             assert full[section][name] == entry
+
+
+def test_all_methods_has_every_algorithm_on_the_data_and_evaluation_of_the_default_graph():
+    """So that what the default graph made is found again, and one anchor holds all of a kind."""
+    from stages.lib.algorithms.registry import NAMES, knobs
+
+    every, default = settings("all-methods"), params.read(ROOT / "params.yaml")
+    assert {entry["algorithm"] for entry in every["policies"].values()} == set(NAMES)
+    for section in default.keys() - {"revisers", "graders", "policies"}:
+        assert every[section] == default[section], section
+    for name, entry in default["policies"].items():
+        assert every["policies"][name] == entry
+    for entry in every["policies"].values():
+        kind = "ppo" if knobs(entry["algorithm"]).online else "dpo"
+        if entry["algorithm"] != "none":
+            assert entry["anchor"] == default["policies"][kind]["anchor"]
+    seeds = [entry["seed"] for name, entry in every["policies"].items() if name.startswith("dpo_")]
+    assert {None, 2, 3} == set(seeds)
 
 
 @pytest.mark.slow

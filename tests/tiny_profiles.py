@@ -32,6 +32,8 @@ from transformers import (
 CUT = {
     "samplers.*.completions": 3,
     "samplers.*.max_tokens": 6,
+    "graders.*.completions": 3,
+    "graders.*.max_tokens": 6,
     "labelers.*.prompts": 6,
     "reward.normaliser_completions": 20,
     "policies.*.batch_prompts": 4,
@@ -68,10 +70,9 @@ CUT = {
 SET = {
     "base.weights": "rounded",  # packed needs a GPU
     "reward.max_tokens": 512,  # the tiny tokenizer makes more tokens of a text
-    "policies.dpo.max_tokens": 512,
-    "policies.shuffled.max_tokens": 512,
-    "policies.sft.max_tokens": 512,
-    "policies.kto.max_tokens": 512,
+    "policies.*.max_tokens": 512,
+    "policies.*.min_effective": 0.0,  # a random reward model may like one answer alone
+    "graders.*.min_p_chosen": 0.5,
     "provokers.*.min_words": 1,  # what a random model writes is no words
     "provokers.*.max_repeated": 1.0,
     "provokers.*.max_copied": 1.0,

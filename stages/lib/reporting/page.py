@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from stages.lib.reporting import controls, figures, numerals, panels, pictures, tables
+from stages.lib.reporting import controls, figures, methods, numerals, panels, pictures, tables
 from stages.lib.reporting.comparison import NAMES, Nested
 from stages.lib.reporting.findings import (
     SCORERS,
@@ -133,6 +133,13 @@ def _shared(findings: Findings) -> Nested:
         "independent": findings.scoring.independent,
         "negative": _negative(findings),
         "tables": _tables(findings),
+        "methods": {
+            "columns": methods.columns(findings),
+            "lines": methods.lines(findings),
+            "spreads": methods.spreads(findings),
+            "measures": methods.SPREAD,
+            "chosen": methods.chosen(findings),
+        },
         "people": _people(findings.labels),
         **_store(),
         "longest": max([run.get("seconds") or 0.0 for run in findings.runs], default=0.0) or 1.0,
