@@ -310,6 +310,7 @@ def test_the_next_round_labels_the_policys_own_completions_and_keeps_the_earlier
     whole["samplers"]["round1"] = dict(whole["samplers"]["base"]) | {"adapter": "data/rounds/1"}
     whole["labelers"]["people"]["samplers"] = ["round1"]
     whole["pairs"]["mixed_samplers"] = True
+    whole["pairs"]["min_p_chosen"] = 0.5  # ann is alone, and may be held for a poor judge
     with (clean / "params.yaml").open("w") as text:
         params.dump(whole, text)
     output = shell(clean, "dvc", "repro", "sample@round1").stdout
@@ -346,7 +347,7 @@ def test_a_round_of_iterative_dpo_is_two_entries_and_a_further_one_runs_alone(cl
     """docs/algorithms.md: each round draws from the policy before it, grades, pairs and trains."""
     grader = {
         "proposal": "models/base", "reward": "models/reward", "roles": ["align", "validation"],
-        "categories": [], "completions": 3, "max_tokens": 8, "batch_tokens": 1024, "min_p_chosen": 0.5,
+        "categories": ["insult", "profanity", "threat", "identity_attack"], "completions": 3, "max_tokens": 8, "batch_tokens": 1024, "min_p_chosen": 0.5,
     }  # fmt: skip
     whole = taken_in(clean)
 

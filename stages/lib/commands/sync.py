@@ -8,6 +8,7 @@ so it may be called at any time.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def _parent(connection: Store, revision: Revision, card: dict[str, Any]) -> str:
 @refusal.in_one_line
 def main() -> None:
     """Log what is missing and say what was."""
+    # MLflow would print a line for each of a configuration's runs
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     parser = argparse.ArgumentParser(description="log to MLflow what DVC has and MLflow lacks")
     parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
     given = parser.parse_args()
