@@ -161,7 +161,7 @@ def test_the_estimates_of_the_default_run_are_near_what_it_took(world):
     compared = estimates.keys() & took.keys()
     assert {"sample@base", "reward", "align@dpo", "align@ppo", "evaluate@dpo"} <= compared
     for stage in compared:
-        assert 0.84 < estimates[stage] / took[stage] < 1.26, stage
+        assert 0.77 < estimates[stage] / took[stage] < 1.32, stage
 
 
 def test_the_table_of_estimates_in_the_documents_is_what_the_code_says(world):

@@ -170,7 +170,8 @@ def test_a_changed_parameter_of_one_policy_reruns_only_that_policy(graph):  # pr
         (
             ("algorithm: dpo ", "algorithm: dop "),
             "align@dpo",
-            "ParamError: params.yaml: policies.dpo.algorithm must be one of 'none', 'sft', 'dpo', 'kto', 'rloo', 'ppo', not 'dop'",
+            # DVC's own: the stage depends on the folder of its algorithm. tests/test_registry.py has ours
+            "ERROR: failed to reproduce 'align@dpo': [Errno 2] No such file or directory: ",
         ),
         (
             ("prompts: 24 ", "prompts: 900 "),
