@@ -179,6 +179,17 @@ def test_a_weight_is_held_below_its_bound():
     assert float(slope(1e9)[0, 0]) == pytest.approx(-1.0, abs=1e-4)  # of 2 completions, 2 / 2
 
 
+def test_so_is_the_ratio_of_policy_and_proposal():
+    given = batch([0.0, 0.0], [-1.0, -1.0], [-1.0, -1.0])
+    logps = torch.tensor([[5.0, -1.0]]).requires_grad_()
+    loss, _ = objective.loss(
+        logps, given, temperature=1.0, **LOOSE | {"divergence": "reverse_kl", "max_ratio": 1.5}
+    )
+    (slope,) = torch.autograd.grad(loss.mean(), logps)
+    expected = torch.tensor([[1.5 * (math.log(1.5) + 1) / 2, 0.5]])
+    torch.testing.assert_close(slope, expected)
+
+
 def test_the_policy_is_nearer_than_the_proposal_where_the_target_says_so():
     from stages.lib.algorithms.dpg.proposal import nearness
 
