@@ -42,7 +42,10 @@ def postgres() -> Iterator[str]:
         pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: a socket's path has 107 characters
     root = os.getuid() == 0
-    user = ["runuser", "-u", "postgres", "--"] if root else []
+    runuser = shutil.which("runuser", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if root and not runuser:
+        pytest.skip("needs runuser (Debian: util-linux): PostgreSQL does not run as root")
+    user = [runuser, "-u", "postgres", "--"] if root else []
     if root:
         shutil.chown(folder, "postgres")
     port = free_port()
