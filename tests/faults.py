@@ -1,6 +1,6 @@
 """Kills in every stage of the tiny graph, for real, and whether anything was lost by them.
 
-    python tests/faults.py FOLDER                        # make faults; hours
+    python tests/faults.py FOLDER                        # hours
     python tests/faults.py FOLDER --tries 2 --stages pairs align@dpo --seed 7
 
 Each try forces one stage, kills it at a random moment, and runs it again. What must hold after it:
