@@ -14,7 +14,7 @@ from test_rloo import R as RLOO
 from tiny_graded import BRAIN
 from tiny_online import Planted, asks
 
-from stages.lib import graded, models, training
+from stages.lib import graded, graded_groups, models, training
 from stages.lib.algorithms import brain
 from stages.lib.algorithms.dpg import objective
 from stages.lib.algorithms.dpo import trainer as dpo_trainer
@@ -147,7 +147,7 @@ def by_matching(objective):
         models.add_lora(lm, rank=4, alpha=8, seed=0)
         knobs = BRAIN.model_copy(update={"epochs": 30, "batch_prompts": 1, "learning_rate": 2e-2})
         trainer = GradedTrainer(
-            lm, knobs, graded.groups(lm, found), objective, seed=0, checkpoints=folder
+            lm, knobs, graded_groups.groups(lm, found), objective, seed=0, checkpoints=folder
         )
         training.fit(trainer, folder)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_graded import target_gradient, toy
 
-from stages.lib import graded, losses
+from stages.lib import losses
 from stages.lib.algorithms import brain
 from stages.lib.algorithms.dpg import objective
 from stages.lib.algorithms.graded import kl_target
-from stages.lib.graded import Batch
+from stages.lib.graded_groups import Batch, effective_share
 
 LOOSE = {"divergence": "forward_kl", "baseline": False, "max_ratio": 1e9}
 
@@ -28,10 +28,10 @@ def gradient(loss, logps_GN):
 
 
 def test_weights_that_are_equal_count_all_and_one_that_outweighs_counts_alone():
-    shares = graded.effective_share(torch.tensor([[1e3, 1e3, 1e3, 1e3], [0.0, 500, 0, 0]]))
+    shares = effective_share(torch.tensor([[1e3, 1e3, 1e3, 1e3], [0.0, 500, 0, 0]]))
     torch.testing.assert_close(shares, torch.tensor([1.0, 0.25]))
     # weights 1 and 3: (1 + 3)^2 / (1 + 9) of 2
-    halves = graded.effective_share(torch.tensor([[0.0, math.log(3)]]))
+    halves = effective_share(torch.tensor([[0.0, math.log(3)]]))
     torch.testing.assert_close(halves, torch.tensor([16 / 10 / 2]))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.lib.algorithms.brain import Brain
 from stages.lib.algorithms.dpg import Dpg, objective
-from stages.lib.graded import Batch
+from stages.lib.graded_groups import Batch
 
 COMMON = {
     "starts_from": "models/base", "learns_from": "data/graded/base", "prompts": "data/graded/base",

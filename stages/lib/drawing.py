@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.lib import sampling
 from stages.lib.base import Base
@@ -47,14 +48,21 @@ def draw(
     own = sampling.settings(lm, decoding, **drawn)
     kept = sampling.kept(model, None if bare else adapter, base, own)
 
-    def work(some: list[Request]) -> list[list[Draw]]:
-        found = sampling.sample(
-            lm, some, decoding, **drawn, batch_tokens=batch_tokens, label=f"sample {name}",
-            kept=kept,
-        )  # fmt: skip
-        return sampling.by_request(found, some)
-
     requests = [Request(p.id, encode_prompt(lm, p.body()), completions) for p in asked]
+    return answers(
+        lm, requests, decoding, **drawn, batch_tokens=batch_tokens, label=f"sample {name}",
+        kept=kept,
+    )  # fmt: skip
+
+
+def answers(
+    lm: LanguageModel, requests: Sequence[Request], decoding: Decoding, **drawn: Any
+) -> list[list[Draw]]:
+    """Return what `sampling.sample` draws, a list for each request; processes share them."""
+
+    def work(some: list[Request]) -> list[list[Draw]]:
+        return sampling.by_request(sampling.sample(lm, some, decoding, **drawn), some)
+
     return processes.shared(requests, work, cost=lambda request: len(request.ids))
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from stages.lib import graded, likelihood, models, training
+from stages.lib import graded_groups, likelihood, models, training
 from stages.lib.anchor import Anchored
-from stages.lib.graded import Batch, Group
+from stages.lib.graded_groups import Batch, Group
 from stages.lib.lora import LoraTraining
 from stages.lib.models import LanguageModel
 from stages.lib.runtime import processes
@@ -58,7 +58,7 @@ class GradedTrainer(Shared, Anchored, Trainer):
         """Return this process's share of the mean over the batch's prompts."""
         some = inputs["groups"]
         mine = processes.share(some)
-        batch = graded.collate(mine or some[:1])
+        batch = graded_groups.collate(mine or some[:1])
         with models.training_precision(self.lm):
             logps_B = likelihood.sequence_logps(self.lm, batch.sequences)
         losses_G, figures = self._objective(logps_B.view(batch.reward_GN.shape), on(batch, logps_B))

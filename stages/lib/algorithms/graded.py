@@ -21,7 +21,7 @@ from stages.lib.runtime.schema import Refusal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.lib.graded import Batch, Group
+    from stages.lib.graded_groups import Batch, Group
     from stages.lib.graded_trainer import GradedTrainer, Objective
 
 
@@ -63,12 +63,12 @@ def fit(
         Sizes, the last losses, and on held-out prompts the divergence of the target from the
         policy, self-normalised, before and after.
     """
-    from stages.lib import graded, models
+    from stages.lib import graded_groups, models
     from stages.lib.graded_trainer import GradedTrainer, logps
 
     lm = task.open_with_adapter(policy)
-    learned = graded.read(folder, "align", lm, max_tokens=policy.max_tokens)
-    held_out = graded.read(folder, "validation", lm, max_tokens=policy.max_tokens)
+    learned = graded_groups.read(folder, "align", lm, max_tokens=policy.max_tokens)
+    held_out = graded_groups.read(folder, "validation", lm, max_tokens=policy.max_tokens)
     effective = require_effective(policy, learned, folder)
     with task.training(lm, policy) as training:
         before = logps(lm, held_out, label="validation before")
@@ -78,7 +78,7 @@ def fit(
         prepare(trainer)
         rows = training.fit(trainer, COLUMNS)
         after = logps(lm, held_out, label="validation after")
-    kept = graded.collate(held_out)
+    kept = graded_groups.collate(held_out)
     last = rows[-5:]
     return {
         "steps": float(trainer.state.global_step),
@@ -100,11 +100,11 @@ def require_effective(policy: Matching, groups: "Sequence[Group]", folder: Path)
     Raises:
         Refusal: it is below `min_effective`: a few completions would be all that is learned.
     """
-    from stages.lib import graded
+    from stages.lib import graded_groups
 
-    batch = graded.collate(groups)
+    batch = graded_groups.collate(groups)
     weights_GN = batch.log_target(policy.temperature) - batch.proposal_GN
-    share = float(graded.effective_share(weights_GN).mean())
+    share = float(graded_groups.effective_share(weights_GN).mean())
     if share < policy.min_effective:
         count = batch.reward_GN.shape[1]
         raise Refusal(

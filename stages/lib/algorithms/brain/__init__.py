@@ -19,7 +19,7 @@ from stages.lib.algorithms.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.lib.graded import Batch
+    from stages.lib.graded_groups import Batch
 
 
 class Brain(Matching):
@@ -53,7 +53,7 @@ def loss(
         losses_G in nats, and by name: `kl_target`, the loss less its least value; `effective`, the
         effective share of completions under the target.
     """
-    from stages.lib.graded import effective_share
+    from stages.lib.graded_groups import effective_share
 
     log_weight_GN = batch.log_target(temperature) - batch.proposal_GN
     target_GN = log_weight_GN.softmax(1)

@@ -15,7 +15,7 @@ from stages.lib.runtime.schema import Strict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.lib.graded import Batch
+    from stages.lib.graded_groups import Batch
     from stages.lib.graded_trainer import GradedTrainer
 
 

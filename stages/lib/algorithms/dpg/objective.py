@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.lib.graded import Batch, effective_share
+from stages.lib.graded_groups import Batch, effective_share
 
 SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "forward_kl": lambda log_t: -torch.exp(-log_t),

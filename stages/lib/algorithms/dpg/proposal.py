@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from stages.lib import graded, models, reward_model, sampling
+from stages.lib import drawing, graded, graded_groups, models, reward_model
 from stages.lib.algorithms.task import Task
-from stages.lib.graded import WHOLE, Batch, Graded
+from stages.lib.graded import WHOLE, Graded
+from stages.lib.graded_groups import Batch
 from stages.lib.graded_trainer import GradedTrainer, logps
 from stages.lib.order import by_hash
-from stages.lib.runtime import files, processes
-from stages.lib.sampling import Draw, Request
+from stages.lib.runtime import files
+from stages.lib.sampling import Request
 
 if TYPE_CHECKING:
     from stages.lib.algorithms.dpg import Dpg
@@ -74,7 +75,7 @@ class Proposal(TrainerCallback):
         return float(
             nearness(
                 logps(self._lm, some, label="proposal"),
-                graded.collate(some),
+                graded_groups.collate(some),
                 temperature=self._policy.temperature,
             )
         )
@@ -85,23 +86,19 @@ class Proposal(TrainerCallback):
         lm.model.eval()
         own = {g.prompt_id: g.sequences for g in self._trainer.groups}
 
-        def work(some: list[Request]) -> list[list[Draw]]:
-            with models.training_precision(lm):
-                found = sampling.sample(
-                    lm, some, WHOLE, max_tokens=self._longest, seed=self._seed + step,
-                    batch_tokens=self._adapt.batch_tokens, label="draw from the policy",
-                )  # fmt: skip
-            return sampling.by_request(found, some)
-
         requests = [Request(p.id, own[p.id][0].prompt, len(own[p.id])) for p in self._asked]
-        drawn = processes.shared(requests, work, cost=lambda request: len(request.ids))
+        with models.training_precision(lm):
+            drawn = drawing.answers(
+                lm, requests, WHOLE, max_tokens=self._longest, seed=self._seed + step,
+                batch_tokens=self._adapt.batch_tokens, label="draw from the policy",
+            )  # fmt: skip
         return graded.grade(
             lm, self._asked, drawn, self._scorer, proposal="default", name=f"step-{step}",
             batch_tokens=self._adapt.batch_tokens,
         )  # fmt: skip
 
     def _take(self, rows: list[Graded]) -> None:
-        self._trainer.groups = graded.groups(self._lm, rows)
+        self._trainer.groups = graded_groups.groups(self._lm, rows)
 
 
 def nearness(logps_GN: Tensor, batch: Batch, *, temperature: float) -> Tensor:
