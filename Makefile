@@ -7,13 +7,15 @@
 # make convert labels and pairs to other tools and back    make freeze  keep a policy for the next round
 # make export  a policy to share, with a model card        make readme  the table of results in README.md
 # make harness what alignment cost on standard tasks     make gc     removes old answers from .cache
+# make faults  kills, full disks and more, for hours       make soak   random edits between runs, for an hour
+# make audit   known vulnerabilities of the packages      make verify whether DVC's cache is what it says
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: export gc harness readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
+.PHONY: verify audit faults soak export gc harness readme repro test slow check tiny ui plan compare sync bench label label-export convert freeze
 
 repro: .venv/ready .dvc/config
 	dvc repro
@@ -23,7 +25,7 @@ repro: .venv/ready .dvc/config
 
 # Two at a time, with a thread each: two processes of two threads on two cores take far longer.
 test: .venv/ready
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 python -m pytest -n 2 --no-loadscope-reorder
 
 slow: .venv/ready
 	python -m pytest -m slow
@@ -86,6 +88,24 @@ gc: .venv/ready
 	@python -m stages.lib.commands.gc --days '$(or $(DAYS),30)'
 
 # after `make repro`
+# make verify [ARGS=--remove]
+verify: .venv/ready
+	@python -m stages.lib.commands.verify $(ARGS)
+
+# docs/reliability.md; what was tried already is in .cache/faults/faults.jsonl and not tried again
+faults: .venv/ready
+	python tests/faults.py .cache/faults $(ARGS)
+
+# make soak [MINUTES=60]
+soak: .venv/ready
+	rm -rf .cache/soak
+	python tests/soak.py .cache/soak --minutes $(or $(MINUTES),60)
+
+# in an environment of its own, so that it judges the packages and is none of them
+audit:
+	@$(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit
+	@.cache/audit/bin/pip-audit --requirement requirements.lock --disable-pip --no-deps --progress-spinner off
+
 bench: .venv/ready
 	python tests/bench_speed.py
 	python tests/bench_items.py

@@ -21,12 +21,13 @@ from stages.lib.algorithms.registry import Policy
 from stages.lib.algorithms.task import Task
 from stages.lib.base import Base
 from stages.lib.runtime import entry, files, tracking
+from stages.lib.runtime.schema import Seed
 
 
 def run(
     policy: Policy,
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     name: str,
     base_folder: Path,

@@ -19,7 +19,7 @@ from pydantic import Field
 from stages.lib import identities, importers, scorer_quality, scorers
 from stages.lib.records import Name
 from stages.lib.runtime import entry, files
-from stages.lib.runtime.schema import Strict
+from stages.lib.runtime.schema import Seed, Strict
 from stages.lib.scorer_quality import LabelledSet
 
 PACKAGES = {"profanity_check": "alt-profanity-check", "vader_negative": "vaderSentiment"}
@@ -39,7 +39,7 @@ def run(
     audit: Audit,
     names: list[scorers.ScorerName],
     threshold: float,
-    seed: int,
+    seed: Seed,
     *,
     groups: Path,
     words: Path,

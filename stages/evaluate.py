@@ -43,7 +43,7 @@ from stages.lib.identity_questions import Naming, Question
 from stages.lib.order import by_hash
 from stages.lib.records import Evaluated, Name, Pair, Prompt
 from stages.lib.runtime import entry, files, tracking
-from stages.lib.runtime.schema import Refusal, Strict
+from stages.lib.runtime.schema import Refusal, Seed, Strict
 from stages.lib.sampling import Decoding
 from stages.lib.snapshots import Snapshot
 
@@ -98,7 +98,7 @@ class Evaluate(Decoding):
 def run(
     evaluate: Evaluate,
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     name: str,
     base_folder: Path,

@@ -23,7 +23,7 @@ from stages.lib.base import Base
 from stages.lib.graded import WHOLE, Graded
 from stages.lib.records import Name
 from stages.lib.runtime import entry, files
-from stages.lib.runtime.schema import Strict
+from stages.lib.runtime.schema import Seed, Strict
 
 
 class Grader(Strict):
@@ -50,7 +50,7 @@ class Grader(Strict):
 def run(
     grader: Grader,
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     name: str,
     base_folder: Path,

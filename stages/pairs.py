@@ -41,6 +41,7 @@ from stages.lib.labels.report import Measured, Outcome, Said
 from stages.lib.preferences import sets
 from stages.lib.records import Name
 from stages.lib.runtime import entry, files
+from stages.lib.runtime.schema import Seed
 from stages.lib.split import Split
 
 Resamples = Annotated[int, Field(ge=1)]
@@ -81,7 +82,7 @@ def run(
     labelers: dict[str, Any],
     samplers: dict[str, Any],
     split: Split,
-    seed: int,
+    seed: Seed,
     *,
     rankings: Path,
     completions: Path,

@@ -17,12 +17,13 @@ from stages.lib import pretraining, reward_quality
 from stages.lib.base import Base
 from stages.lib.pretraining import Pretrain, Task
 from stages.lib.runtime import entry, files
+from stages.lib.runtime.schema import Seed
 
 
 def run(
     pretrain: Pretrain,
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     name: str,
     base_folder: Path,

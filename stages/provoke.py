@@ -30,7 +30,7 @@ from stages.lib.importers import Provoked, Source
 from stages.lib.provocations import Attempt
 from stages.lib.records import Name, SourcePrompt
 from stages.lib.runtime import entry, files
-from stages.lib.runtime.schema import Refusal, Strict
+from stages.lib.runtime.schema import Refusal, Seed, Strict
 from stages.lib.sampling import Decoding
 from stages.lib.scorers import scorer
 from stages.lib.statistics import bootstrap_mean
@@ -87,7 +87,7 @@ def run(
     p: Provoker,
     sources: list[Source],
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     name: str,
     attacker: Path,

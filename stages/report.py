@@ -51,6 +51,7 @@ from stages.lib.reporting.findings import Findings
 from stages.lib.runtime import entry, files, tracking
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.params import ParamError
+from stages.lib.runtime.schema import Seed
 from stages.lib.scores import Key
 
 ENDS = ("low", "high")
@@ -74,7 +75,7 @@ def run(
     evaluate: dict[str, Any],
     policies: dict[str, Any],
     models: dict[str, Any],
-    seed: int,
+    seed: Seed,
     *,
     evaluations: Path,
     scores: Path,

@@ -28,6 +28,7 @@ from stages.lib.base import Base
 from stages.lib.dialogue import Voice
 from stages.lib.records import Name, Role
 from stages.lib.runtime import entry, files
+from stages.lib.runtime.schema import Seed
 from stages.lib.scorers import scorer
 
 SCORERS = ("words", "vader_negative")
@@ -65,7 +66,7 @@ class Reviser(sampling.Decoding):
 def run(
     reviser: Reviser,
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     name: str,
     model: Path,

@@ -21,6 +21,7 @@ from stages.lib import reward_quality, reward_training
 from stages.lib.base import Base
 from stages.lib.reward_training import Classified, Task, Trained
 from stages.lib.runtime import entry, files
+from stages.lib.runtime.schema import Seed
 
 Reward = Annotated[Trained | Classified, Field(discriminator="source")]
 
@@ -29,7 +30,7 @@ def run(
     reward: Reward,
     samplers: dict[str, Any],
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     reads: Path,
     starts_from: Path,

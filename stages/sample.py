@@ -19,6 +19,7 @@ from stages.lib.base import Base
 from stages.lib.models import LanguageModel
 from stages.lib.records import Completion, Name, Role
 from stages.lib.runtime import entry, files
+from stages.lib.runtime.schema import Seed
 from stages.lib.sampling import Draw
 
 
@@ -44,7 +45,7 @@ class Sampler(sampling.Decoding):
 def run(
     sampler: Sampler,
     base: Base,
-    seed: int,
+    seed: Seed,
     *,
     name: str,
     model: Path,

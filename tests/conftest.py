@@ -11,7 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub
 ROOT = Path(__file__).parent.parent
 
 
-GRAPH = "tests/test_lineage.py", "tests/test_pipeline.py", "tests/test_sharing.py"
+GRAPH = (
+    "tests/test_faults.py",
+    "tests/test_lineage.py",
+    "tests/test_pipeline.py",
+    "tests/test_sharing.py",
+)
 """Their tests share one workspace, which takes minutes to build."""
 
 

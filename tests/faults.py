@@ -1,13 +1,13 @@
-"""Kills in every stage of the tiny graph, for real, and whether anything was lost by them.
+"""Faults in every stage of the tiny graph, for real, and whether anything was lost by them.
 
     python tests/faults.py FOLDER                        # hours
-    python tests/faults.py FOLDER --tries 2 --stages pairs align@dpo --seed 7
+    python tests/faults.py FOLDER --kinds kill "full disk" --stages pairs align@dpo --tries 2 --seed 7
 
-Each try forces one stage, kills it at a random moment, and runs it again. What must hold after it:
-the outputs are to the last byte those of an undisturbed run (reports/runs and the report's own pages,
+Each try forces one stage, disturbs it, and runs it again in peace. What must hold after it: the
+outputs are to the last byte those of an undisturbed run (reports/runs and the report's own pages,
 which quote run ids and times, apart); whatever dvc.lock names is whole in the cache; no run in MLflow
 is left open; nobody is shown a traceback. One line a try goes to FOLDER/faults.jsonl; killed itself, it
-goes on after the last.
+goes on after the last. The full disk and the read-only cache need `unshare` (util-linux).
 """
 
 import argparse
@@ -17,119 +17,84 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 from ruamel.yaml import YAML
+from servers import Server
 from tiny_graph import STAGES, environment, runs, shell, workspace
 from tqdm import tqdm
 
 APART = ("reports/runs/", "reports/report", "reports/pipeline.json", "reports/verdict.txt")
 """Outputs that quote run ids, times or each other's hashes."""
-HOW = ("KILL all", "TERM all", "KILL stage", "TERM stage")
+MODELS = "align@dpo", "align@ppo", "reward", "sample@base"
+"""Stages that hold a model, write large files and train: where machines fail first."""
+CLOCK = """
+import time
+real, begun = time.time, time.monotonic()
+time.time = lambda: real() - (86_400 if time.monotonic() - begun > {after} else 0)
+"""
 
 
 @dataclass(frozen=True)
 class Try:
-    """What one kill came to."""
+    """What one fault came to."""
 
+    kind: str
     stage: str
     how: str
-    after: float
-    """Seconds from the start of `dvc repro`."""
     hit: bool
-    """False where the stage had ended before."""
+    """False where the stage had ended before the fault."""
+    said: str
+    """The last line that the disturbed run printed."""
     faults: list[str]
     """What did not hold; empty where all did."""
 
 
 class Graph:
-    """A workspace in which every stage has run."""
+    """A workspace in which every stage has run, undisturbed."""
 
-    def __init__(self, folder: Path) -> None:
-        """Build it, or take up the one that stands there."""
-        self.folder = folder
-        if not (folder / "undisturbed.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            workspace(folder)
-            shell(folder, "dvc", "repro")
-            known = {"outs": self.outs(), "seconds": self._seconds()}
-            (folder / "undisturbed.json").write_text(json.dumps(known))
-        known = json.loads((folder / "undisturbed.json").read_text())
-        self.undisturbed: dict[str, dict[str, str]] = known["outs"]
-        self.seconds: dict[str, float] = known["seconds"]
+    def __init__(self, folder: Path, seconds: Mapping[str, float]) -> None:
+        """Take it as it stands.
 
-    def outs(self) -> dict[str, dict[str, str]]:
+        Args:
+            folder: of the workspace.
+            seconds: that each stage takes by the clock.
+        """
+        self.folder, self.seconds = folder, seconds
+        self.undisturbed = self.outs()
+
+    def lock(self, path: Path | None = None) -> dict:
+        return YAML(typ="safe").load(path or self.folder / "dvc.lock")["stages"]
+
+    def outs(self, path: Path | None = None) -> dict[str, dict[str, str]]:
         """Hash of every output in dvc.lock, by stage, but for those that quote a run."""
-        lock = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
         return {
             name: {o["path"]: o["md5"] for o in own.get("outs", []) if not o["path"].startswith(APART)}
-            for name, own in lock.items()
+            for name, own in self.lock(path).items()
         }  # fmt: skip
-
-    def _seconds(self) -> dict[str, float]:
-        """How long each stage takes by the clock, undisturbed."""
-        found = {}
-        for stage in sorted(STAGES):
-            started = time.monotonic()
-            self.repro(stage)
-            found[stage] = time.monotonic() - started
-        return found
-
-    def repro(self, stage: str) -> subprocess.CompletedProcess:
-        """Run one stage anew."""
-        self.forget()
-        return shell(self.folder, *self.command(stage), check=False)
-
-    def command(self, stage: str) -> list[str]:
-        return ["dvc", "repro", "--single-item", "--force", stage]
 
     def forget(self) -> None:
         """Let no answer of before be found: the stage is to do its work."""
         shutil.rmtree(self.folder / ".cache/items", ignore_errors=True)
 
-    def killed(self, stage: str, how: str, after: float) -> tuple[bool, str]:
-        """Start a stage and kill it; return whether it was hit, and what was shown."""
-        self.forget()
-        running = subprocess.Popen(
-            self.command(stage), cwd=self.folder, env=environment(self.folder), text=True,
+    def start(self, *words: str, **more: str) -> subprocess.Popen:
+        """Start a command in a session of its own."""
+        return subprocess.Popen(
+            words, cwd=self.folder, env=environment(self.folder) | more, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        try:
-            shown, _ = running.communicate(timeout=after)
-        except subprocess.TimeoutExpired:
-            name, target = how.split()
-            number = getattr(signal, f"SIG{name}")
-            hit = self._send(running.pid, stage, target, number)
-            shown, _ = running.communicate()
-            return hit, shown
-        return False, shown
-
-    def _send(self, dvc: int, stage: str, target: str, number: int) -> bool:
-        if target == "all":
-            os.killpg(dvc, number)
-            return True
-        module = f"stages.{stage.partition('@')[0]}"
-        for child in psutil.Process(dvc).children(recursive=True):
-            try:
-                if module in child.cmdline() and "python" in child.name():
-                    child.send_signal(number)
-                    return True
-            except psutil.NoSuchProcess:
-                continue
-        os.killpg(dvc, signal.SIGTERM)  # the stage has not begun, or has ended
-        return False
 
     def broken(self, stage: str) -> Iterator[str]:
         """Say what of a stage's recorded outputs is not whole in the cache."""
-        lock = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
-        for out in lock.get(stage, {}).get("outs", []):
+        for out in self.lock().get(stage, {}).get("outs", []):
             for path in self._objects(out["md5"]):
                 if not path.is_file():
                     yield f"{out['path']}: {path.name} is not in the cache"
@@ -137,30 +102,236 @@ class Graph:
                     yield f"{out['path']}: {path.name} is not what its name says"
 
     def _objects(self, md5: str) -> Iterator[Path]:
-        cache = self.folder / ".dvc/cache/files/md5"
-        path = cache / md5[:2] / md5[2:]
+        path = self.object(md5)
         yield path
         if md5.endswith(".dir") and path.is_file():
             for one in json.loads(path.read_text()):
-                yield cache / one["md5"][:2] / one["md5"][2:]
+                yield self.object(one["md5"])
+
+    def object(self, md5: str) -> Path:
+        return self.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
 
 def _name(path: Path) -> str:
     return (path.parent.name + path.name).removesuffix(".dir")
 
 
-def attempt(graph: Graph, stage: str, how: str, after: float) -> Try:
-    """Kill a stage once, run it again, and say what did not hold."""
-    hit, shown = graph.killed(stage, how, after)
-    faults = [f"after the kill, {one}" for one in graph.broken(stage)]
-    if "Traceback" in shown:
-        faults.append(f"a traceback: {_last_line(shown)}")
-    again = shell(graph.folder, *graph.command(stage), check=False)  # what was kept may be found
+def built(folder: Path) -> Graph:
+    """Build a workspace and run it, or take up the one that stands there."""
+    times = folder / "seconds.json"
+    if not times.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        workspace(folder)
+        shell(folder, "dvc", "repro")
+        seconds = {}
+        for stage in sorted(STAGES):
+            shutil.rmtree(folder / ".cache/items", ignore_errors=True)
+            started = time.monotonic()
+            shell(folder, *command(stage))
+            seconds[stage] = time.monotonic() - started
+        times.write_text(json.dumps(seconds))
+    return Graph(folder, json.loads(times.read_text()))
+
+
+def command(stage: str) -> list[str]:
+    return ["dvc", "repro", "--single-item", "--force", stage]
+
+
+# ---------------------------------------------------------------------- faults: (graph, stage, rng) -> (how, hit, shown)
+
+Outcome = tuple[str, bool, str] | tuple[str, bool, str, list[str]]
+"""How it was done, whether the stage was hit, what was shown, and what did not hold there."""
+
+
+def kill(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """Kill the stage alone, or with the DVC that started it, at any moment of it."""
+    name, target = rng.choice(["KILL", "TERM"]), rng.choice(["all", "stage"])
+    after = rng.uniform(0.3, graph.seconds[stage])
+    how = f"{name} {target} after {after:.1f} s"
+    running = graph.start(*command(stage))
+    try:
+        return how, False, running.communicate(timeout=after)[0]
+    except subprocess.TimeoutExpired:
+        hit = _send(running.pid, stage, target, getattr(signal, f"SIG{name}"))
+        return how, hit, running.communicate()[0]
+
+
+def _send(dvc: int, stage: str, target: str, number: int) -> bool:
+    if target == "all":
+        os.killpg(dvc, number)
+        return True
+    module = f"stages.{stage.partition('@')[0]}"
+    for child in psutil.Process(dvc).children(recursive=True):
+        try:
+            if module in child.cmdline() and "python" in child.name():
+                child.send_signal(number)
+                return True
+        except psutil.NoSuchProcess:
+            continue
+    os.killpg(dvc, signal.SIGTERM)  # the stage has not begun, or has ended
+    return False
+
+
+def full_disk(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """Run the stage in a copy of the workspace on a small disk that is full but for some kilobytes."""
+    left = int(2 ** rng.uniform(12, 21))
+    script = f"""
+        set -e
+        cp -a . {graph.folder}.kept
+        mount -t tmpfs -o size=2g none {graph.folder}
+        cp -a {graph.folder}.kept/. {graph.folder}; rm -r {graph.folder}.kept
+        cd {graph.folder}
+        free=$(df --output=avail -B1 . | tail -1)
+        fallocate -l $((free - {left})) ballast
+        set +e
+        {" ".join(command(stage))}; echo "status $?"
+        rm ballast
+        {" ".join(command(stage))} >again 2>&1 || cat again
+        cp dvc.lock {graph.folder}.lock
+    """
+    shown, _ = graph.start("unshare", "-rm", "sh", "-c", script).communicate()
+    lock = graph.folder.with_name(graph.folder.name + ".lock")
+    same = graph.outs(lock).get(stage) == graph.undisturbed[stage]
+    lock.unlink()
+    faults = [] if same else ["once there was room, other outputs came"]
+    return f"{left >> 10} KiB left", "status 0" not in shown, shown, faults
+
+
+def read_only_cache(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """DVC's cache cannot be written."""
+    script = (
+        f'mount --bind -o ro .dvc/cache .dvc/cache && {" ".join(command(stage))}; echo "status $?"'
+    )
+    for path in graph.lock()[stage].get("outs", []):  # else there is nothing to write
+        for found in graph._objects(path["md5"]):
+            found.unlink(missing_ok=True)
+    shown, _ = graph.start("unshare", "-rm", "sh", "-c", script).communicate()
+    return "mounted read-only", "status 0" not in shown, shown
+
+
+def no_memory(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """The stage may not have the memory that it asks for."""
+    limit = int(rng.uniform(0.5, 3) * 2**30)
+    shown, _ = graph.start(
+        "prlimit", f"--as={limit}", "python", "-m", "dvc", *command(stage)[1:]
+    ).communicate()
+    return f"{limit >> 20} MiB of addresses", "ERROR" in shown, shown
+
+
+def clock(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """The time of day falls back by a day while the stage runs."""
+    after = rng.uniform(0.5, graph.seconds[stage])
+    place = graph.folder / ".cache/clock"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "sitecustomize.py").write_text(CLOCK.format(after=after))
+    shown, _ = graph.start(*command(stage), PYTHONPATH=str(place)).communicate()
+    return f"a day back after {after:.1f} s", True, shown
+
+
+def locked_database(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """Another program holds MLflow's database for 30 seconds."""
+    after = rng.uniform(0.0, graph.seconds[stage])
+    running = graph.start(*command(stage))
+    time.sleep(after)
+    held = sqlite3.connect(graph.folder / "mlflow.db", timeout=10)
+    held.execute("BEGIN EXCLUSIVE")
+    hit = running.poll() is None
+    time.sleep(30)
+    held.rollback()
+    held.close()
+    return f"from {after:.1f} s on", hit, running.communicate()[0]
+
+
+def dead_server(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """The MLflow server that the stage logs to is killed on the way."""
+    folder = graph.folder / ".cache/server"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["mlflow", "server", "--backend-store-uri", "sqlite:///runs.db", "--workers", "1"]
+    server = Server(words, "/health", folder)
+    server.start()
+    after = rng.uniform(1.0, graph.seconds[stage] + 2)
+    running = graph.start(*command(stage), MLFLOW_TRACKING_URI=server.address)
+    time.sleep(after)
+    hit = running.poll() is None
+    server.stop()
+    shown, _ = running.communicate()
+    return f"after {after:.1f} s", hit, shown
+
+
+def truncated(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """The model in the workspace was cut short."""
+    path = graph.folder / "models/base/model.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: rng.randrange(len(content))])
+    shown, _ = graph.start("dvc", "repro", stage).communicate()
+    return f"{path.name} of {path.stat().st_size} bytes", True, shown
+
+
+def corrupt_object(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """An output is gone from the workspace, and what the cache has of it is not what its name says."""
+    out = rng.choice(
+        [o for o in graph.lock()[stage]["outs"] if o["path"] in graph.undisturbed[stage]]
+    )
+    path = [one for one in graph._objects(out["md5"]) if one.is_file()][-1]
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes() or b"x")
+    content[rng.randrange(len(content))] ^= 1
+    path.write_bytes(content)
+    path.chmod(0o444)
+    place = graph.folder / out["path"]
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    shown, _ = graph.start("dvc", "checkout", out["path"]).communicate()
+    faults = []
+    for words in (["--remove"], []):
+        done = shell(
+            graph.folder, "python", "-m", "stages.lib.commands.verify", *words, check=False
+        )
+        shown += done.stdout + done.stderr
+        if done.returncode:
+            faults.append(f"verify: {_last_line(done.stderr)}")
+    if "deleted" not in shown:
+        faults.append("nobody noticed")
+    shown += shell(graph.folder, "dvc", "repro", stage, check=False).stderr
+    return f"a bit of {out['path']}", True, shown, faults
+
+
+def two_at_once(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """A second `dvc repro` starts while the first one runs."""
+    first = graph.start(*command(stage))
+    time.sleep(rng.uniform(0.2, 4))
+    hit = first.poll() is None
+    second = graph.start(*command(stage))
+    shown = second.communicate()[0] + first.communicate()[0]
+    return "two of them", hit, shown
+
+
+KINDS: dict[str, tuple[Callable[[Graph, str, random.Random], Outcome], tuple[str, ...]]] = {
+    "kill": (kill, tuple(sorted(STAGES))),
+    "full disk": (full_disk, ("prompts", "pairs", *MODELS)),
+    "read-only cache": (read_only_cache, ("prompts", *MODELS)),
+    "no memory": (no_memory, MODELS),
+    "clock": (clock, ("pairs", *MODELS)),
+    "locked database": (locked_database, ("pairs", *MODELS)),
+    "dead server": (dead_server, ("pairs", *MODELS)),
+    "truncated model": (truncated, ("sample@base", "align@dpo")),
+    "corrupt object": (corrupt_object, ("prompts", *MODELS)),
+    "two at once": (two_at_once, ("prompts", *MODELS)),
+}
+
+
+def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
+    """Disturb a stage once, run it again, and say what did not hold."""
+    graph.forget()
+    how, hit, shown, *more = KINDS[kind][0](graph, stage, rng)
+    faults = [one for some in more for one in some]
+    faults += [f"at once, {one}" for one in graph.broken(stage)] if kind == "kill" else []
+    faults += [f"a traceback: {_last_line(shown)}"] * ("Traceback" in shown)
+    again = shell(graph.folder, *command(stage), check=False)  # what was kept may be found
     said = again.stdout + again.stderr
     if again.returncode:
         faults.append(f"the next run failed: {_last_line(said)}")
-    if "Traceback" in said:
-        faults.append(f"a traceback in the next run: {_last_line(said)}")
+    faults += [f"a traceback in the next run: {_last_line(said)}"] * ("Traceback" in said)
     faults += [f"after the next run, {one}" for one in graph.broken(stage)]
     now = graph.outs().get(stage, {})
     faults += [
@@ -169,7 +340,15 @@ def attempt(graph: Graph, stage: str, how: str, after: float) -> Try:
     ]  # fmt: skip
     ghosts = runs(graph.folder, "attributes.status = 'RUNNING'")
     faults += [f"run {ghost.info.run_id} is still open" for ghost in ghosts]
-    return Try(stage, how, round(after, 2), hit, faults)
+    faults += [f"{left} is left behind" for left in graph.folder.rglob(".*.partial")]
+    return Try(kind, stage, how, hit, _told(shown), faults)
+
+
+def _told(shown: str) -> str:
+    """What the user reads of a failure: the stage's own line, else DVC's."""
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    own = [line for line in lines if "Error: " in line and not line.startswith("ERROR: ")]
+    return (own or [line for line in lines if line.startswith("ERROR")] or lines or [""])[-1][:300]
 
 
 def _last_line(text: str) -> str:
@@ -179,41 +358,53 @@ def _last_line(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tries", type=int, default=8, help="that hit, of each stage")
-    parser.add_argument("--stages", nargs="+", default=sorted(STAGES))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--stages", nargs="+", help="of those that a kind has")
+    parser.add_argument("--tries", type=int, help="that hit, of each stage: 8 kills, 2 of the rest")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    graph = Graph(given.folder.resolve())
+    graph = built(given.folder.resolve())
     path = graph.folder / "faults.jsonl"
     done = [Try(**json.loads(line)) for line in path.open()] if path.is_file() else []
-    hits = Counter(one.stage for one in done if one.hit)
-    rng = random.Random(f"{given.seed}/{len(done)}")
-    with tqdm(
-        total=given.tries * len(given.stages), initial=sum(hits.values()), unit="kill"
-    ) as bar:
-        for stage in given.stages:
-            while hits[stage] < given.tries:
-                how = HOW[len(done) % len(HOW)]
-                made = attempt(graph, stage, how, rng.uniform(0.3, graph.seconds[stage]))
+    hits = Counter((one.kind, one.stage) for one in done if one.hit)
+    wanted = {
+        (kind, stage): given.tries or (8 if kind == "kill" else 2)
+        for kind in given.kinds for stage in KINDS[kind][1] if stage in (given.stages or STAGES)
+    }  # fmt: skip
+    with tqdm(total=sum(wanted.values()), unit="fault") as bar:
+        for (kind, stage), count in wanted.items():
+            bar.update(min(hits[kind, stage], count))
+            misses = 0
+            while hits[kind, stage] < count and misses < 3 * count:
+                made = attempt(graph, kind, stage, random.Random(f"{given.seed}/{len(done)}"))
                 with path.open("a") as out:
                     out.write(json.dumps(asdict(made)) + "\n")
                 done.append(made)
-                hits[stage] += made.hit
+                hits[kind, stage] += made.hit
+                misses += not made.hit
                 bar.update(made.hit)
                 for fault in made.faults:
-                    tqdm.write(f"{made.stage} {made.how} after {made.after} s: {fault}")
+                    tqdm.write(f"{made.kind}, {made.stage}, {made.how}: {fault}")
     print(table(done))
     return any(one.faults for one in done)
 
 
 def table(done: list[Try]) -> str:
     """The rows of docs/reliability.md."""
-    lines = ["| stage | kills | with a fault |", "|---|---|---|"]
-    for stage in dict.fromkeys(one.stage for one in done):
-        own = [one for one in done if one.stage == stage and one.hit]
-        lines.append(f"| {stage} | {len(own)} | {sum(bool(one.faults) for one in own)} |")
+    lines = [
+        "| fault | stages | tries | something lost | what is said, once |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(one.kind for one in done):
+        own = [one for one in done if one.kind == kind and one.hit]
+        if own:
+            stages, lost = len({one.stage for one in own}), sum(bool(one.faults) for one in own)
+            said = max((one.said for one in own), key=lambda line: ("Error" in line, len(line)))
+            lines.append(f"| {kind} | {stages} | {len(own)} | {lost} | {said} |")
     hit = [one for one in done if one.hit]
-    lines.append(f"| all | {len(hit)} | {sum(bool(one.faults) for one in hit)} |")
+    lines.append(
+        f"| all | {len({one.stage for one in hit})} | {len(hit)} | {sum(bool(one.faults) for one in hit)} | |"
+    )
     return "\n".join(lines)
 
 

@@ -133,7 +133,7 @@ def test_principles_come_in_the_files_order_and_of_the_criterion_asked(tmp_path)
         ),
         (
             ENTRY.replace("  critique: ", "  choose: Again.\n  critique: "),
-            r'mine.yaml: not YAML: .*duplicate key "choose"',
+            r"mine.yaml:4: 'choose' stands here a second time; rename it",
         ),
     ],
 )

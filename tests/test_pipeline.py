@@ -6,7 +6,7 @@ import time
 
 import pytest
 from ruamel.yaml import YAML
-from tiny_graph import OF_DPO, STAGES, ran, runs, shell
+from tiny_graph import OF_DPO, SECRETS, STAGES, ran, runs, shell
 
 
 def test_one_command_runs_every_stage_and_ends_with_a_report(graph):
@@ -217,6 +217,16 @@ def test_a_corrupt_line_is_refused_by_file_and_number(graph):
     assert "Traceback" not in done.stderr
     shell(folder, "git", "checkout", "-q", "reports")
     shell(folder, "dvc", "checkout", "-q")
+
+
+def test_no_secret_of_the_environment_is_written_anywhere(graph):
+    folder, printed = graph
+    assert not any(secret in printed for secret in SECRETS.values())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "mlflow.db" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        assert not any(secret.encode() in content for secret in SECRETS.values()), path
 
 
 def test_the_same_seed_gives_the_same_outputs_twice(clean):  # property 35

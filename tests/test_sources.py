@@ -1,8 +1,11 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -226,8 +229,15 @@ def test_a_local_folder_is_copied_and_what_stays_behind_is_listed(out, tmp_path)
 # --- hub: in another process, since huggingface_hub reads its environment when it is imported
 
 
-def bring_from_hub(tmp_path, out, **changes):
-    """Return what `bring` printed or refused, and whether torch was imported for it."""
+def bring_from_hub(tmp_path, out, at=None, **changes):
+    """Return what `bring` printed or refused, and whether torch was imported for it.
+
+    `at` is the address of a hub; without it there is no network.
+    """
+    network = {"HF_HUB_OFFLINE": "1"} if at is None else {
+        "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": at, "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
     code = (
         "import sys, json, pathlib\n"
         "from stages.fetch import Model\n"
@@ -239,7 +249,7 @@ def bring_from_hub(tmp_path, out, **changes):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(HUB | changes), str(out)],
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HOME": str(tmp_path / "home")} | network,
         cwd=Path(sources.__file__).parents[2],
         capture_output=True,
         text=True,
@@ -313,3 +323,75 @@ def test_each_way_in_which_the_hub_says_no_becomes_one_line(out, monkeypatch, er
         sources.bring(model(HUB), out, where="models.m")
     assert str(refusal.value).startswith("models.m: ")
     assert text in str(refusal.value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one repository at one commit, whose line may break within a file."""
+
+    def do_GET(self):
+        server = self.server
+        if server.gone:
+            self.connection.close()
+            return
+        if self.path.startswith(f"/api/models/owner/name/tree/{COMMIT}"):
+            tree = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name}
+                for f in sorted(server.source.iterdir())
+            ]
+            self.answer(json.dumps(tree).encode())
+            return
+        if self.path.startswith("/api/models/owner/name"):
+            names = [{"rfilename": file.name} for file in sorted(server.source.iterdir())]
+            about = {"id": "owner/name", "modelId": "owner/name", "sha": COMMIT, "siblings": names}
+            self.answer(json.dumps(about).encode())
+            return
+        file = server.source / self.path.rpartition("/")[2]
+        if not file.is_file():
+            self.send_error(404)
+            return
+        content = file.read_bytes()
+        start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+        server.asked.append((file.name, start))
+        breaks = server.breaks and file.suffix == ".safetensors" and self.command == "GET"
+        self.answer(content[start:], etag=hashlib.sha256(content).hexdigest(), breaks=breaks)
+        server.gone = server.gone or breaks
+
+    do_HEAD = do_GET
+
+    def answer(self, content, *, etag="about", breaks=False):
+        self.send_response(206 if self.headers.get("Range") else 200)
+        for name, value in (
+            ("Content-Length", len(content)), ("ETag", f'"{etag}"'), ("X-Repo-Commit", COMMIT),
+        ):  # fmt: skip
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[: len(content) // 2] if breaks else content)
+        if breaks:
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_line_that_breaks_within_a_file_is_one_line_and_the_next_run_brings_it_whole(
+    out, tmp_path
+):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.source = write_folder(tmp_path / "source")
+        server.breaks, server.gone, server.asked = True, False, []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        text, _ = bring_from_hub(tmp_path, out, at=address)
+        assert text.startswith(
+            "FetchError: models.m: owner/name at 0123456789ab cannot be downloaded"
+        )
+        assert ("model.safetensors", 0) in server.asked, "else the line broke too early"
+        assert list(out.iterdir()) == []
+        server.breaks = server.gone = False
+        server.asked.clear()
+        assert bring_from_hub(tmp_path, out, at=address)[0] == "[]"
+        server.shutdown()
+    for file in out.iterdir():
+        assert file.read_bytes() == (server.source / file.name).read_bytes()

@@ -21,6 +21,12 @@ STAGES = {
     "evaluate@baseline", "evaluate@unquantised", "evaluate@dpo", "evaluate@ppo",
     "score@judge", "score@harm", "audit", "report",
 }  # fmt: skip
+SECRETS = {
+    "HF_TOKEN": "hf_canary41b7",
+    "MLFLOW_TRACKING_PASSWORD": "canary-93d0",
+    "OPENAI_API_KEY": "sk-canary-c81f",
+}
+"""Of the surrounding environment, as people have them; they may appear nowhere."""
 OF_DPO = {"align@dpo", "evaluate@dpo", "score@judge", "score@harm", "report"}
 """What follows from a parameter of policies.dpo."""
 
@@ -84,6 +90,7 @@ def environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1",
         "HF_HUB_OFFLINE": "1",
+        **SECRETS,
     }
 
 

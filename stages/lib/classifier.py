@@ -7,7 +7,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.lib.models import ModelError
+from stages.lib import pretrained
+from stages.lib.pretrained import ModelError
 
 
 class Classifier:
@@ -27,10 +28,8 @@ class Classifier:
         """
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder}: holds no model (no config.json)")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True
-        )
+        self.tokenizer = pretrained.tokenizer(AutoTokenizer, folder)
+        self.model = pretrained.model(AutoModelForSequenceClassification, folder)
         self.model.eval().requires_grad_(False)
         names = {name: number for number, name in self.model.config.id2label.items()}
         if label not in names:

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, StringConstraints
-from ruamel.yaml import YAML  # as params.yaml is read
-from ruamel.yaml.error import YAMLError
 
 from stages.lib.records import Name
+from stages.lib.runtime import yaml
 from stages.lib.runtime.schema import Refusal, Strict, check
 
 
@@ -63,15 +62,8 @@ def read(path: Path, criterion: str | None = None) -> list[Principle]:
 
 
 def _entries(path: Path) -> list[Any]:
-    try:
-        found = YAML(typ="safe").load(path)
-    except (FileNotFoundError, IsADirectoryError):
-        raise ConstitutionError(
-            f"{path}: no such file; a constitution is a list of principles, as in "
-            "data/sources/constitution.yaml"
-        ) from None
-    except YAMLError as error:
-        raise ConstitutionError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    absent = "a constitution is a list of principles, as in data/sources/constitution.yaml"
+    found = yaml.read(path, ConstitutionError, absent=absent)
     if not isinstance(found, list) or not found:
         what = "an empty list" if found == [] else type(found).__name__
         raise ConstitutionError(f"{path}: must be a list of principles, not {what}")

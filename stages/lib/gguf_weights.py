@@ -13,6 +13,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from stages.lib import pretrained
 from stages.lib.runtime.schema import Refusal
 
 ENDS = (
@@ -75,7 +76,7 @@ def _tokenizer(gguf: Path, facts: dict[str, Any], where: str) -> tuple[Any, list
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, local_files_only=True
+            gguf.parent, gguf_file=gguf.name, **pretrained.SAFE
         )
     except (ValueError, KeyError, OSError) as error:
         raise GgufError(
@@ -107,7 +108,7 @@ def _model(gguf: Path, where: str) -> Any:
             gguf_file=gguf.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
-            local_files_only=True,
+            **pretrained.SAFE,
             output_loading_info=True,
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:

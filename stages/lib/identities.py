@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, StringConstraints
-from ruamel.yaml import YAML  # as params.yaml is read
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
 
 from stages.lib.records import Name
+from stages.lib.runtime import yaml
 from stages.lib.runtime.schema import Refusal, Strict, check
 
 CONTROL = "control"
@@ -143,7 +141,8 @@ def _fill(template: str, group: Group) -> str:
 
 
 def _sections(path: Path) -> dict[str, dict[Any, Any]]:
-    found = _yaml(path)
+    absent = "groups and templates are written as in data/sources/identities.yaml"
+    found = yaml.read(path, IdentitiesError, absent=absent)
     if not isinstance(found, dict):
         raise IdentitiesError(
             f"{path}: must have the sections {', '.join(SECTIONS)}, not be {type(found).__name__}"
@@ -156,23 +155,6 @@ def _sections(path: Path) -> dict[str, dict[Any, Any]]:
             what = "is missing" if name not in found else "must be entries by id"
             raise IdentitiesError(f"{path}: {name} {what}, as in data/sources/identities.yaml")
     return found
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return YAML(typ="safe").load(path)
-    except (FileNotFoundError, IsADirectoryError):
-        raise IdentitiesError(
-            f"{path}: no such file; groups and templates are written as in "
-            "data/sources/identities.yaml"
-        ) from None
-    except DuplicateKeyError as error:
-        key = re.sub(r'.*?duplicate key "(.*?)".*', r"\1", error.problem)
-        raise IdentitiesError(
-            f"{path}:{error.problem_mark.line + 1}: '{key}' stands here a second time; rename it"
-        ) from None
-    except YAMLError as error:
-        raise IdentitiesError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def _id(path: Path, section: str, key: Any) -> str:

@@ -7,7 +7,6 @@ becomes a `SourcePrompt`, is left out for a stated reason, or is refused by file
 import csv
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from stages.lib.records import Form, Name, SourcePrompt, Text
 from stages.lib.runtime.files import RecordError, raw_lines
-from stages.lib.runtime.schema import Strict, check
+from stages.lib.runtime.schema import Strict, check, plain
 
 Row = tuple[str, int, Any]
 """Where a row stands, its number from 1, and its plain data."""
@@ -204,7 +203,8 @@ def read(source: Source, folder: Path) -> Gathered:
             plain = _plain(source, row, where, name)
             prompts.append((where, check(plain, SourcePrompt, where, RecordError)))
     if not prompts:
-        _refuse(source.origin, f"gives no prompt; it has {len(left_out)} rows, all filtered out")
+        rows = f"{len(left_out)} rows, all filtered out" if left_out else "no rows"
+        _refuse(source.origin, f"gives no prompt; it has {rows}")
     return Gathered(source.origin, prompts, left_out)
 
 
@@ -372,11 +372,11 @@ def _json_lines_gz(path: Path) -> Iterator[Row]:
         if line.strip():
             number += 1
             where = f"{path}:{line_number}"
-            yield where, number, _json(line, where)
+            yield where, number, plain(line, where, RecordError)
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    rows = _json(_unpacked(path), str(path))
+    rows = plain(_unpacked(path), str(path), RecordError)
     if not isinstance(rows, list):
         _refuse(str(path), "must be a list of rows; one object a line is .jsonl")
     for number, row in enumerate(rows, start=1):
@@ -431,13 +431,6 @@ def _text(path: Path) -> str:
         return _unpacked(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         _refuse(str(path), f"not UTF-8: {error}")
-
-
-def _json(content: bytes, where: str) -> Any:
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        _refuse(where, f"not JSON: {error}")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -223,11 +223,7 @@ def give_pad(folder: Path, *, where: str) -> list[str]:
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
-    return (
-        file.read_text(encoding="utf-8")
-        if file.is_file()
-        else str(settings.get("chat_template", ""))
-    )
+    return files.read_text(file) if file.is_file() else str(settings.get("chat_template", ""))
 
 
 def _free_token(

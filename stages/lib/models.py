@@ -18,22 +18,20 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 import torch
 from filelock import FileLock
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.lib import attention
+from stages.lib import attention, pretrained
 from stages.lib.base import Base
+from stages.lib.pretrained import ModelError
 from stages.lib.runtime import files, locks, processes
-from stages.lib.runtime.schema import Refusal
 
+ADAPTER = "adapter_model.safetensors"
 POLICY = "policy"
 """Name of a finished policy's adapter on its base; one that trains is peft's `default`."""
-
-
-class ModelError(Refusal):
-    """A model, tokenizer or adapter cannot be used."""
 
 
 @dataclass(slots=True)
@@ -77,8 +75,9 @@ def load(folder: Path, base: Base, *, quantised: bool = True) -> LanguageModel:
         quantised: False holds the weights as they were fetched, whatever `base.quantisation` says.
 
     Raises:
-        ModelError: the folder holds no such model, has no EOS or no pad apart from EOS, or packed
-            weights are asked for without a GPU, or of a base that several processes divide.
+        ModelError: the folder holds no such model or a part of one, has no EOS or no pad apart from
+            EOS, or packed weights are asked for without a GPU, or of a base that several processes
+            divide.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: holds no model (no config.json); run `dvc repro fetch` first")
@@ -104,13 +103,13 @@ def load(folder: Path, base: Base, *, quantised: bool = True) -> LanguageModel:
         and not divided
     )
     dtype = getattr(torch, base.dtype)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = pretrained.model(
+        AutoModelForCausalLM,
         folder,
         dtype=dtype,
         quantization_config=_nf4_config(dtype) if packed else None,
         attn_implementation=None if gpu else _cpu_attention(folder),
         device_map={"": torch.cuda.current_device()} if gpu and not divided else None,
-        local_files_only=True,
     )
     if quantised and base.quantisation == "nf4" and not packed:
         round_to_nf4(model)
@@ -178,7 +177,7 @@ def divide(model: Any) -> None:
 
 
 def _with_tokenizer(model: Any, folder: Path) -> LanguageModel:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = pretrained.tokenizer(AutoTokenizer, folder)
     ends = model.generation_config.eos_token_id if model.generation_config else None
     ends = ends if ends is not None else tokenizer.eos_token_id
     eos_ids = tuple(ends) if isinstance(ends, list | tuple) else (ends,)
@@ -326,17 +325,27 @@ def load_adapter(lm: LanguageModel, folder: Path, *, name: str) -> LanguageModel
 
 
 def _attach(lm: LanguageModel, folder: Path, *, name: str, trainable: bool) -> None:
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: holds no adapter (no adapter_config.json)")
+    for needed in ("adapter_config.json", ADAPTER):
+        if not (folder / needed).is_file():
+            raise ModelError(f"{folder}: holds no adapter (no {needed})")
     how = {"adapter_name": name, "is_trainable": trainable}
     try:
         if isinstance(lm.model, PeftModel):
             lm.model.load_adapter(str(folder), **how)
         else:
             lm.model = PeftModel.from_pretrained(lm.model, str(folder), **how)
-    except (RuntimeError, ValueError) as error:
+        with safe_open(folder / ADAPTER, "pt") as saved:
+            odd = sorted(
+                get_peft_model_state_dict(lm.model, adapter_name=name).keys() ^ saved.keys()
+            )
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: this adapter does not fit {lm.folder}: {reason}") from None
+    if odd:  # peft leaves at their start what is not there
+        raise ModelError(
+            f"{folder}: this adapter does not fit {lm.folder}: {len(odd)} of its matrices are "
+            f"missing or belong nowhere: {odd[0]}"
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -263,13 +264,17 @@ def read_head(folder: Path) -> Head:
     """Return the head of a trained reward model.
 
     Raises:
-        ModelError: the folder has none.
+        ModelError: the folder has none, or a damaged one.
     """
     if not (folder / HEAD).is_file():
         raise ModelError(f"{folder}: holds no reward model (no {HEAD})")
-    weights = load_file(folder / HEAD)
-    head = Head(weights["weight"].shape[1], seed=0)
-    head.load_state_dict(weights)
+    try:
+        weights = load_file(folder / HEAD)
+        head = Head(weights["weight"].shape[1], seed=0)
+        head.load_state_dict(weights)
+    except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder / HEAD}: is no head of a reward model: {said}") from None
     return head
 
 

@@ -6,15 +6,22 @@ alt-profanity-check, a linear model on 200,000 comments labelled by people, judg
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
 
 ScorerName = Literal["vader_negative", "words", "profanity_check"]
 PROBABILITIES = frozenset({"profanity_check"})
 """Scorers whose 0.5 means something; the others have no threshold."""
+PICKLES = {
+    "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
+    "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
+}
+"""SHA-256 of what alt-profanity-check 1.9.1 loads. Others would also be another judge."""
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -48,9 +55,21 @@ def _vader_negative(texts: Sequence[str]) -> list[float]:
 
 
 def _profanity_check(texts: Sequence[str]) -> list[float]:
+    _require_known(Path(find_spec("profanity_check").origin).parent / "data")
     from profanity_check import predict_prob
 
     return [float(p) for p in predict_prob(list(texts))] if texts else []
+
+
+@cache
+def _require_known(folder: Path) -> None:
+    """Refuse pickles of the linear model before they are loaded that are not those known."""
+    for name, known in PICKLES.items():
+        if not (folder / name).is_file() or files.sha256(folder / name) != known:
+            raise RecordError(
+                f"{folder / name}: is not the file of alt-profanity-check 1.9.1, and a pickle runs "
+                "code when it is loaded; install that version again"
+            )
 
 
 class _WordList:
@@ -84,11 +103,9 @@ def read_words(path: Path) -> tuple[dict[str, float], dict[str, float]]:
     Raises:
         RecordError: a line is not of this form, or a word stands twice; the message has file:line.
     """
-    if not path.is_file():
-        raise RecordError(f"{path}: no such file")
     exact: dict[str, float] = {}
     stems: dict[str, float] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
         body = line.split("#")[0].strip()
         if not body:
             continue
@@ -104,4 +121,6 @@ def read_words(path: Path) -> tuple[dict[str, float], dict[str, float]]:
                 f"{path}:{number}: '{word}' stands here a second time; remove one of them"
             )
         table[word.lower()] = float(weight)
+    if not exact and not stems:
+        raise RecordError(f"{path}: has no word; each is a line 'word weight'")
     return exact, stems

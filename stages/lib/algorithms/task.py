@@ -12,7 +12,7 @@ from stages.lib.base import Base
 from stages.lib.keeper import Keeper
 from stages.lib.lora import Adapted, require_size
 from stages.lib.records import Name
-from stages.lib.runtime.schema import Strict
+from stages.lib.runtime.schema import Seed, Strict
 
 if TYPE_CHECKING:
     from stages.lib.anchor import Anchor
@@ -63,7 +63,7 @@ class TrainedEntry(Entry):
     anchor: Anchoring | None
     """What holds down the loss on text that alignment is not about; null: nothing does."""
 
-    seed: int | None
+    seed: Seed | None
     """Of this training alone; null: the graph's. Entries that differ in nothing else show how much
     chance there is in a result."""
     snapshots: Annotated[int, Field(ge=0)]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
+from stages.lib.runtime import surroundings
 from stages.lib.runtime.schema import Refusal
 
 P = ParamSpec("P")
@@ -17,8 +18,11 @@ def in_one_line(main: Callable[P, None]) -> Callable[P, int]:
     def ending(*given: P.args, **named: P.kwargs) -> int:
         try:
             main(*given, **named)
-        except Refusal as refusal:
-            print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
+        except Exception as error:
+            said = error if isinstance(error, Refusal) else surroundings.denied(error)
+            if said is None:
+                raise
+            print(f"{type(said).__name__}: {said}", file=sys.stderr)
             return 1
         return 0
 

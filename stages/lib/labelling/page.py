@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from stages.lib.labelling.plan import Kind, Task
 from stages.lib.records import AnyLabel, Label, Ranking, Skip, Thumbs, Written
+from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
 
 HERE = Path(__file__).parent
@@ -56,16 +57,10 @@ def instructions(path: Path) -> Instructions:
     Raises:
         RecordError: the file is absent or no such text.
     """
-    if not path.is_file():
-        raise RecordError(f"{path}: no such file; labelers.people.guide of params.yaml names it")
-    content = path.read_bytes()
-    try:
-        short, rule, long = content.decode().replace("\r\n", "\n").partition(RULE)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8: {error}") from None
+    short, rule, long = files.read_text(path).replace("\r\n", "\n").partition(RULE)
     if not rule or not short.strip() or not long.strip():
         raise RecordError(f"{path}: must be a short form, a line '---' and a long form")
-    return Instructions(hashlib.sha256(content).hexdigest(), _html(short), _html(long))
+    return Instructions(files.sha256(path), _html(short), _html(long))
 
 
 def _html(markdown: str) -> Markup:

@@ -324,12 +324,14 @@ def conversation(turns: Sequence[Mapping[str, str]], where: str) -> list[Message
     return [check(dict(turn), Message, where, RecordError) for turn in turns]
 
 
-def text(row: Mapping[str, Any], column: str, where: str) -> str:
+def text(row: Any, column: str, where: str) -> str:
     """Return a column that must hold a text; it may be empty.
 
     Raises:
-        RecordError: it holds something else, or is absent.
+        RecordError: it holds something else, is absent, or `row` has no columns.
     """
+    if not isinstance(row, Mapping):
+        refuse(where, f"must have a {column}, not be {row!r}")
     found = reach(dict(row), column, where)
     if not isinstance(found, str):
         refuse(where, f"{column} must be a text, not {found!r}")
@@ -342,7 +344,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if abs(found) < float("inf") else None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.lib.runtime import files, launching, params, processes, room
+from stages.lib.runtime import files, launching, params, processes, room, surroundings
 from stages.lib.runtime.schema import Refusal
 
 Metrics = dict[str, float]
@@ -38,7 +38,8 @@ def main(
     Its keyword-only parameters are the command line's arguments, in order: paths, or `name: str`.
 
     What `run` returns is logged as the metrics of this stage's MLflow run, and its identity is
-    written to `record`. A `Refusal` ends the process with status 1 and one line.
+    written to `record`. A `Refusal` ends the process with status 1 and one line, and so does what
+    the machine denies: a full disk, a file that may not be written.
 
     `shared` says, of the first section, whether several processes can share the work: then the
     stage is started again by `launching`, where that is asked for. Rank 0 alone logs, prints and
@@ -54,13 +55,13 @@ def main(
             sys.exit(launching.launch())
         else:
             _tracked(run, sections, arguments, record)
-    except Refusal as refusal:
-        launching.tell(refusal)
-        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
-        if processes.size() == 1:
+        said = error if isinstance(error, Refusal) else surroundings.denied(error)
+        if said is None and processes.size() == 1:
             raise
-        launching.tell(error)
+        launching.tell(said or error)
         sys.exit(1)
 
 
@@ -73,6 +74,8 @@ def _tracked(
     started = time.perf_counter()
     stage = os.environ.get("DVC_STAGE") or Path(inspect.getfile(run)).stem
     inputs = declared.stage(stage) if "DVC_ROOT" in os.environ else None  # DVC runs this
+    if inputs:
+        guard.require_whole(inputs)
     before = guard.snapshot(inputs) if inputs else {}
     shown = _sections(run, sections, arguments)
     room.require(stage, params.read(), Path())

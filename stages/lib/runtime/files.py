@@ -83,12 +83,23 @@ def read_json(path: Path) -> Any:
     Raises:
         RecordError: it is absent or no JSON.
     """
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file")
+    return plain(path.read_bytes(), str(path), RecordError)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8.
+
+    Raises:
+        RecordError: it is absent or something else.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecordError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not JSON: {error}") from None
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8: {error}") from None
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> int:
@@ -116,8 +127,8 @@ def growing(folder: Path, names: Iterable[str]) -> Iterator[Callable[[str, Any],
 
 
 def _line(row: Any) -> str:
-    plain = row.model_dump(mode="json") if hasattr(row, "model_dump") else row
-    return json.dumps(plain, ensure_ascii=False, sort_keys=True) + "\n"
+    data = row.model_dump(mode="json") if hasattr(row, "model_dump") else row
+    return json.dumps(data, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def read_lines(path: Path, into: type[T]) -> list[T]:

@@ -1,4 +1,4 @@
-"""Refuses a result whose inputs were edited while it was made.
+"""Refuses inputs that are damaged, and results whose inputs were edited while they were made.
 
 DVC hashes params and dependencies after a stage's command ends (iterative/dvc issue 11058). An edit
 in between is recorded beside results of the state before it, and the cache later restores them
@@ -8,7 +8,7 @@ for a state that never ran.
 import json
 from pathlib import Path
 
-from stages.lib.runtime import files, params
+from stages.lib.runtime import files, hashes, params
 from stages.lib.runtime.declared import Declared
 from stages.lib.runtime.schema import Refusal
 
@@ -18,6 +18,30 @@ WHOLE = 1 << 20
 
 class EditedError(Refusal):
     """An input of a stage changed while it ran."""
+
+
+class DamagedError(Refusal):
+    """An input of a stage is not what DVC takes it for."""
+
+
+def require_whole(inputs: Declared) -> None:
+    """Read what other stages made for this one, and compare it with what DVC says it is.
+
+    Raises:
+        DamagedError: one is something else, as after a flipped bit in DVC's cache.
+    """
+    place = files.cache("hashes.json")
+    memory = files.read_json(place) if place.is_file() else {}
+    before = dict(memory)
+    for path, md5 in inputs.data.items():
+        if path not in inputs.sources and hashes.of(Path(path), memory) != md5:
+            raise DamagedError(
+                f"{path}: its content is not what dvc.lock says; it was changed by hand, or comes "
+                "from a damaged object of DVC's cache; `make verify ARGS=--remove` deletes it "
+                "and what else is damaged, and `dvc repro` makes it again"
+            )
+    if memory != before:
+        files.write_json(place, memory)
 
 
 def require_unchanged(inputs: Declared, before: dict[str, str]) -> None:

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML  # DVC's own parser: `no` is text and 5e-7 a number, as in dvc.lock
-from ruamel.yaml.error import YAMLError
-
+from stages.lib.runtime import yaml
 from stages.lib.runtime.schema import Refusal, check
 
 
@@ -19,12 +17,7 @@ def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
     Raises:
         ParamError: the file is absent or no YAML; the message has the line.
     """
-    try:
-        found = YAML(typ="safe").load(path)
-    except FileNotFoundError:
-        raise ParamError(f"{path}: no such file; run from the repository root") from None
-    except YAMLError as error:
-        raise ParamError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    found = yaml.read(path, ParamError, absent="run from the repository root")
     if not isinstance(found, dict):
         raise ParamError(f"{path}: must be a mapping of sections, not {type(found).__name__}")
     return found

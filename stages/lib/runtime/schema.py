@@ -7,17 +7,32 @@ module turns its report into one sentence that says where, what was found and wh
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 
 class Refusal(Exception):
     """Something the user gave cannot be used; one line says where, what, and what would do."""
+
+    def __str__(self) -> str:
+        """Return the line; what would break it, or move a terminal's cursor, is escaped."""
+        text = super().__str__()
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9_.:/#-]*$": "a name of letters, digits and _ . : / # -",
+    r"^[a-z][a-z0-9-]*$": "a name of lower-case letters, digits and hyphens",
+    r"^[0-9a-f]{40}$": "a commit of 40 hexadecimal digits",
+    r"^[0-9a-f]{64}$": "64 hexadecimal digits",
+}
+"""What the patterns of fields mean, in words."""
 
 
 class Strict(BaseModel):
@@ -36,6 +51,9 @@ class Strict(BaseModel):
         protected_namespaces=(),
     )
 
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library here takes: numpy's older generator no negative and none of 33 bits."""
 
 T = TypeVar("T")
 
@@ -71,21 +89,24 @@ def check_json(line: bytes, into: Any, where: str, error: type[Refusal] = Refusa
 
 
 def plain(line: bytes, where: str, error: type[Refusal]) -> Any:
-    """Return a line of JSON as plain data.
+    """Return a line, or a whole file, of JSON as plain data.
 
     Raises:
         Refusal: of class `error`: it is not JSON.
     """
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except RecursionError:
+        raise error(f"{where}: not JSON that can be read: it is nested too deeply") from None
+    except ValueError as fault:  # also what is no UTF-8, and a number of 5,000 digits
         raise error(f"{where}: not JSON: {fault}") from None
 
 
 @lru_cache(maxsize=64)
 def _adapter(into: Any) -> TypeAdapter[Any]:
     """Building one takes longer than reading twenty lines."""
-    return TypeAdapter(into)
+    plain = not (isinstance(into, type) and issubclass(into, BaseModel))
+    return TypeAdapter(into, config=ConfigDict(strict=True, allow_inf_nan=False) if plain else None)
 
 
 def _sentence(report: ValidationError, where: str, into: Any) -> str:
@@ -106,10 +127,26 @@ def _sentence(report: ValidationError, where: str, into: Any) -> str:
         if "tag" not in context:
             return f"{key} is missing"
         return f"{key} must be one of {context['expected_tags']}, not '{context['tag']}'"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] in ("value_error", "assertion_error"):
-        return f"{place}: {message}"
-    return f"{place} must be {message}, not {first['input']!r}"
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{place} must {_wanted(first)}, not {_short(first['input'])}"
+
+
+def _wanted(problem: Any) -> str:
+    """Say what would do, from pydantic's `Input should be less than 1` and the like."""
+    kind, limits = problem["type"], problem.get("ctx", {})
+    if kind.startswith("model") or kind == "dict_type":
+        return "be a mapping of names to values"
+    if kind == "string_pattern_mismatch":
+        pattern = limits["pattern"]
+        return f"be {PATTERNS[pattern]}" if pattern in PATTERNS else f"match {pattern}"
+    said = re.sub(r"^\w+ should ", "", problem["msg"])
+    return re.sub(r" after validation, not \d+$", "", said)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _walk(loc: Sequence[Any], kind: Any) -> tuple[list[str], type[BaseModel] | None]:
@@ -123,8 +160,8 @@ def _walk(loc: Sequence[Any], kind: Any) -> tuple[list[str], type[BaseModel] | N
     for part in loc:
         members = _members(kind)
         if len(members) > 1:
-            kind = next((m for m in members if part in _names(m)), kind)
-            if part in {name for member in members for name in _names(member)}:
+            if chosen := tuple(m for m in members if part in _names(m)):
+                kind = typing.Union[chosen]  # noqa: UP007  # of several that another tag tells apart
                 continue
         elif members:
             kind = members[0]

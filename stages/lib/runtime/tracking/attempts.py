@@ -1,6 +1,8 @@
 """Runs of processes that died, stages that were tried again, trainings that went on."""
 
+import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,8 +14,7 @@ PROCESS = "plumbline.process"
 
 def signature() -> str:
     """Name this process: host, number, and start time, since numbers are used again."""
-    me = psutil.Process()
-    return f"{socket.gethostname()}:{me.pid}:{me.create_time():.2f}"
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def _dead(process: str) -> bool:
@@ -21,9 +22,23 @@ def _dead(process: str) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+        return _started(int(pid)) != started
     except psutil.NoSuchProcess:
         return True
+
+
+def _started(pid: int) -> str:
+    """Say when a process started, by a clock that nobody sets.
+
+    psutil's `create_time` is the time of day, and moves for every living process where that is set.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        # the 22nd field, ticks since the boot; the second is a name that may hold anything
+        ticks = stat.read_text().rpartition(")")[2].split()[19]
+        return f"{ticks}@{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    except OSError:  # no Linux, or no such process
+        return f"{psutil.Process(pid).create_time():.2f}"
 
 
 def close_dead(store: Store) -> None:

@@ -1,0 +1,92 @@
+"""Read all that DVC keeps, and say what is not what its name says.
+
+    python -m stages.lib.commands.verify [--remove]
+
+Objects of the cache are named by their content. With --remove those that are damaged go, and so
+does what was restored from them, so that `dvc repro` makes it again. The status is 1 where
+something is damaged and stays.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc.repo import Repo
+from tqdm import tqdm
+
+from stages.lib.commands.refusal import in_one_line
+from stages.lib.runtime import hashes
+from stages.lib.runtime.schema import Refusal
+
+
+class DamageError(Refusal):
+    """What is kept is not what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output of the graph, as dvc.lock has it."""
+
+    path: Path
+    md5: str
+
+
+def objects(cache: Path) -> list[Path]:
+    """Return the objects of a cache, as files/md5/ab/cdef… or files/md5/ab/cdef….dir."""
+    return sorted(path for path in cache.glob("[0-9a-f][0-9a-f]/*") if path.is_file())
+
+
+def damaged(found: Sequence[Path]) -> list[Path]:
+    """Return the objects whose content is not what their names say."""
+    size = sum(path.stat().st_size for path in found)
+    bad = []
+    with tqdm(total=size, desc="verify", unit="B", unit_scale=True) as bar:
+        for path in found:
+            if hashes.of(path) != (path.parent.name + path.name).removesuffix(".dir"):
+                bad.append(path)
+            bar.update(path.stat().st_size)
+    return bad
+
+
+def outputs(repo: Repo) -> Iterator[Output]:
+    """Yield the outputs that dvc.lock names and that are here."""
+    for out in repo.index.outs:
+        path = Path(out.fs_path)
+        if out.hash_info and path.exists():
+            yield Output(path.relative_to(repo.root_dir), out.hash_info.value)
+
+
+def verify(*, remove: bool) -> str:
+    """Read everything; return what there is to say.
+
+    Raises:
+        DamageError: something is damaged, and `remove` is not asked for.
+    """
+    with Repo() as repo:
+        found = objects(Path(repo.cache.local.path))
+        bad = damaged(found)
+        changed = [out.path for out in outputs(repo) if hashes.of(out.path) != out.md5]
+    named = [*map(str, changed), *(f"{p.parent.name}{p.name} in DVC's cache" for p in bad)]
+    if not named:
+        return f"{len(found):,} objects of DVC's cache and all outputs are what dvc.lock says"
+    told = f"not what dvc.lock says: {', '.join(named[:6])}{' …' if len(named) > 6 else ''}"
+    if not remove:
+        raise DamageError(f"{told}; --remove deletes them, and `dvc repro` makes them again")
+    for path in [*bad, *changed]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return f"{told}; deleted, `dvc repro` makes them again"
+
+
+@in_one_line
+def main() -> None:
+    """Read the command line, verify, print a line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--remove", action="store_true", help="delete what is damaged")
+    print(verify(remove=parser.parse_args().remove))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

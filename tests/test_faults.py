@@ -1,0 +1,43 @@
+"""The short form of tests/faults.py: one fault of each kind that takes seconds, in the graph they share."""
+
+import random
+import shutil
+
+import faults
+import pytest
+from tiny_graph import STAGES
+
+SHORT = {
+    "kill": "pairs", "full disk": "prompts", "read-only cache": "prompts", "clock": "pairs",
+    "corrupt object": "prompts", "two at once": "prompts", "truncated model": "rank@judge",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_a_fault_costs_a_run_and_nothing_else(clean, kind):
+    if kind in ("full disk", "read-only cache") and not shutil.which("unshare"):
+        pytest.skip("needs unshare (Debian: util-linux)")
+    graph = faults.Graph(clean, dict.fromkeys(STAGES, 4.0))
+    made = faults.attempt(graph, kind, SHORT[kind], random.Random(3))
+    assert made.faults == []
+    assert made.hit or kind in ("kill", "two at once"), made.said
+
+
+def test_what_a_fault_spoils_is_noticed(clean):
+    """The checks see an object that is gone, one that is another, and an output of other content."""
+    graph = faults.Graph(clean, {})
+    assert list(graph.broken("prompts")) == []
+    (out,) = (o for o in graph.lock()["prompts"]["outs"] if o["path"] == "data/prompts")
+    path = list(graph._objects(out["md5"]))[-1]
+    content = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content + b" ")
+    assert [one.split(": ")[1] for one in graph.broken("prompts")] == [
+        f"{path.name} is not what its name says"
+    ]
+    path.unlink()
+    assert [one.split(": ")[1] for one in graph.broken("prompts")] == [
+        f"{path.name} is not in the cache"
+    ]
+    path.write_bytes(content)
+    path.chmod(0o444)
