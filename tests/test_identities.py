@@ -213,7 +213,11 @@ def test_a_form_takes_the_place_of_its_slot_and_the_first_letter_is_a_capital(tm
         ),
         ("  self:", "  tea:", r"mine.yaml:6: 'tea' stands here a second time; rename it$"),
         ("  early:", "  deaf:", r"mine.yaml:3: 'deaf' stands here a second time; rename it$"),
-        ("  tea:", "  Tea:", r"mine.yaml: templates: id must be .*pattern.*, not 'Tea'$"),
+        (
+            "  tea:",
+            "  Tea:",
+            r"mine.yaml: templates: id must be a name of lower-case letters.*, not 'Tea'$",
+        ),
         ("  tea:", "  7:", r"mine.yaml: templates: id must be a valid string, not 7$"),
         (
             ", people: deaf people",

@@ -217,7 +217,7 @@ def test_form_and_category_may_be_columns(tmp_path):
         ("a.jsonl", lines(OWN | {"form": "chat"}),
          "a.jsonl:1: prompt a-1 is a chat and needs 'messages' alone"),
         ("a.jsonl", lines(OWN | {"text": "  "}), "a.jsonl:1: prompt a-1 is blank, or a turn of it is"),
-        ("a.jsonl", "\n", "a.jsonl: gives no prompt; it has 0 rows, all filtered out"),
+        ("a.jsonl", "\n", "a.jsonl: gives no prompt; it has no rows"),
         ("a.json", "{}", "a.json: must be a list of rows; one object a line is .jsonl"),
         ("a.txt", "x", "a.txt: must end in .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, "
          ".parquet"),
@@ -237,7 +237,7 @@ def test_a_row_that_does_not_fit_is_refused_by_file_and_line(tmp_path, name, con
         (b'q\n"x" y\n', "a.csv: row 1: not CSV: ',' expected after '\"'"),
         (b"q\n\xff\n", "a.csv: not UTF-8: 'utf-8' codec can't decode byte 0xff in position 2: "
          "invalid start byte"),
-        (b"", "a.csv: gives no prompt; it has 0 rows, all filtered out"),
+        (b"", "a.csv: gives no prompt; it has no rows"),
         (b"q,n\n ,1\n", "a.csv: row 1: text must be a text, not ' '"),
     ],
 )  # fmt: skip

@@ -335,7 +335,7 @@ def test_no_example_is_like_another_or_like_a_prompt():
          "{path}: a has no follow_up, which tells how a person goes on; write some, or set turns to 1"),
         ("b: {form: chat, instruction: x, examples: [one, two]}", "{path} has no 'a'; it has b"),
         ("a: {form: chat, instruction: x, examples: [one]}",
-         "{path}: a.examples must be List should have at least 2 items after validation, not 1, "
+         "{path}: a.examples must have at least 2 items, "
          "not ['one']"),
         ("a: {form: continuation, instruction: x, examples: [one, two], "
          "follow_up: {instruction: y, examples: [[a, b, c]]}}",

@@ -345,7 +345,7 @@ def test_a_score_that_is_no_number_is_refused(here, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("judge", {"sets": []}, "scorers.mine.sets must be"),
+        ("judge", {"sets": []}, "scorers.mine.sets must have at least 1 item"),
         ("preference", {"sets": ["benign"]}, "scorers.mine.sets is not a parameter of Preference"),
         ("classifier", {"kind": "perspective"}, "scorers.mine.kind must be one of"),
     ],

@@ -57,7 +57,8 @@ def instructions(path: Path) -> Instructions:
     Raises:
         RecordError: the file is absent or no such text.
     """
-    short, rule, long = files.read_text(path).replace("\r\n", "\n").partition(RULE)
+    text = files.read_text(path, absent="labelers.people.guide of params.yaml names it")
+    short, rule, long = text.replace("\r\n", "\n").partition(RULE)
     if not rule or not short.strip() or not long.strip():
         raise RecordError(f"{path}: must be a short form, a line '---' and a long form")
     return Instructions(files.sha256(path), _html(short), _html(long))

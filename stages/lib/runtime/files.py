@@ -88,14 +88,18 @@ def read_json(path: Path) -> Any:
     return plain(path.read_bytes(), str(path), RecordError)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, absent: str = "") -> str:
     """Read a text file in UTF-8.
+
+    Args:
+        path: the file.
+        absent: what would do, said where there is no such file.
 
     Raises:
         RecordError: it is absent or something else.
     """
     if not path.is_file():
-        raise RecordError(f"{path}: no such file")
+        raise RecordError(f"{path}: no such file{absent and f'; {absent}'}")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -198,13 +198,12 @@ def _names(member: Any) -> set[str]:
             "list[str]",
             getattr(member, "__name__", str(member)),
         }
-    tags = {
-        value
+    literals = [
+        typing.get_args(field.annotation)
         for field in member.model_fields.values()
         if typing.get_origin(field.annotation) is typing.Literal
-        for value in typing.get_args(field.annotation)
-        if isinstance(value, str)
-    }
+    ]
+    tags = {values[0] for values in literals if len(values) == 1 and isinstance(values[0], str)}
     return tags | {member.__name__}
 
 
