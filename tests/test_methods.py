@@ -12,8 +12,8 @@ from stages.lib.runtime.schema import check
 
 SEEDED = {
     **POLICIES,
-    "dpo": {"algorithm": "dpo", "beta": 0.1, "seed": None},
-    "dpo_2": {"algorithm": "dpo", "beta": 0.1, "seed": 2},
+    "dpo": {"algorithm": "dpo", "beta": 0.1, "seed": None, "snapshots": 3},
+    "dpo_2": {"algorithm": "dpo", "beta": 0.1, "seed": 2, "snapshots": 0},
     "other": {"algorithm": "dpo", "beta": 0.3, "seed": 2},
 }
 
@@ -121,3 +121,10 @@ def test_entries_without_a_seed_have_no_spread():
 def test_the_page_and_its_twin_name_the_spread(world):
     for name in ("report.html", "report.md"):
         assert "dpo, dpo_2" in (world["out"] / name).read_text(encoding="utf-8")
+
+
+def test_in_markdown_it_is_one_table(world):
+    lines = (world["out"] / "report.md").read_text(encoding="utf-8").splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("| method | pursues"))
+    assert lines[start + 1].startswith("|---|---|---|")
+    assert all(line.startswith("| ") for line in lines[start + 2 : start + 2 + len(SEEDED)])

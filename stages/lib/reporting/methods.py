@@ -93,10 +93,10 @@ def in_front(findings: Findings) -> set[str]:
 
 
 def spreads(findings: Findings) -> list[Spread]:
-    """Return what entries that differ in their seed alone differ in."""
+    """Return what entries that differ in their seed alone, or in what is kept of them, differ in."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name, entry in findings.policies.items():
-        plain = {key: value for key, value in entry.items() if key != "seed"}
+        plain = {k: v for k, v in entry.items() if k not in ("seed", "snapshots")}
         alike[repr(sorted(plain.items()))].append(name)
     return [
         Spread(names, [_range(findings, names, row) for row in SPREAD])
