@@ -93,7 +93,7 @@ def in_front(findings: Findings) -> set[str]:
 
 
 def spreads(findings: Findings) -> list[Spread]:
-    """Return what entries that differ in their seed alone, or in what is kept of them, differ in."""
+    """Return how far entries lie apart that differ in their seed alone, or in their snapshots."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name, entry in findings.policies.items():
         plain = {k: v for k, v in entry.items() if k not in ("seed", "snapshots")}
