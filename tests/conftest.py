@@ -12,7 +12,6 @@ ROOT = Path(__file__).parent.parent
 
 
 GRAPH = (
-    "tests/test_faults.py",
     "tests/test_lineage.py",
     "tests/test_pipeline.py",
     "tests/test_sharing.py",

@@ -121,7 +121,7 @@ def test_principles_come_in_the_files_order_and_of_the_criterion_asked(tmp_path)
         ),
         (
             ENTRY.replace("id: insult\n", "id: Insult!\n"),
-            r"mine.yaml: Insult!.id must be .*pattern",
+            r"mine.yaml: Insult!.id must be a name",
         ),
         (
             ENTRY.replace("  choose: Choose the kinder one.", "  choose: 5"),

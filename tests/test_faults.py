@@ -1,11 +1,13 @@
-"""The short form of tests/faults.py: one fault of each kind that takes seconds, in the graph they share."""
+"""The short form of tests/faults.py: one fault of each kind that takes seconds, in a graph of its own."""
 
 import random
 import shutil
 
 import faults
 import pytest
-from tiny_graph import STAGES
+from tiny_graph import STAGES, shell, workspace
+
+pytestmark = pytest.mark.slow
 
 SHORT = {
     "kill": "pairs", "full disk": "prompts", "read-only cache": "prompts", "clock": "pairs",
@@ -13,19 +15,27 @@ SHORT = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def shaken(tmp_path_factory):
+    """A workspace in which every stage has run; the shared one must not be shaken."""
+    folder = workspace(tmp_path_factory.mktemp("faults") / "plumbline")
+    shell(folder, "dvc", "repro")
+    return folder
+
+
 @pytest.mark.parametrize("kind", SHORT)
-def test_a_fault_costs_a_run_and_nothing_else(clean, kind):
+def test_a_fault_costs_a_run_and_nothing_else(shaken, kind):
     if kind in ("full disk", "read-only cache") and not shutil.which("unshare"):
         pytest.skip("needs unshare (Debian: util-linux)")
-    graph = faults.Graph(clean, dict.fromkeys(STAGES, 4.0))
+    graph = faults.Graph(shaken, dict.fromkeys(STAGES, 4.0))
     made = faults.attempt(graph, kind, SHORT[kind], random.Random(3))
     assert made.faults == []
     assert made.hit or kind in ("kill", "two at once"), made.said
 
 
-def test_what_a_fault_spoils_is_noticed(clean):
+def test_what_a_fault_spoils_is_noticed(shaken):
     """The checks see an object that is gone, one that is another, and an output of other content."""
-    graph = faults.Graph(clean, {})
+    graph = faults.Graph(shaken, {})
     assert list(graph.broken("prompts")) == []
     (out,) = (o for o in graph.lock()["prompts"]["outs"] if o["path"] == "data/prompts")
     path = list(graph._objects(out["md5"]))[-1]

@@ -258,7 +258,7 @@ def test_too_few_effective_completions_are_refused(task):
     [
         (lambda rows: rows[:-1], "7 to 8 completions of a prompt of role validation; as many"),
         (lambda rows: [r for r in rows if r["role"] == "align"], "no completions of role validation"),
-        (lambda rows: [r | {"ids": []} for r in rows], "1: ids must be"),
+        (lambda rows: [r | {"ids": []} for r in rows], "1: ids must have at least 1 item"),
         (lambda rows: [r | {"ids": [5] * 70} for r in rows], "has .* tokens .*; max_tokens is 64"),
     ],
 )  # fmt: skip
