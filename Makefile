@@ -24,6 +24,7 @@ repro: .venv/ready .dvc/config
 	@echo "runs       make ui, then http://127.0.0.1:5000"
 
 # Two at a time, with a thread each: two processes of two threads on two cores take far longer.
+# bitsandbytes imports torch.compile, most of a second in every process that a test starts.
 test: .venv/ready
 	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 python -m pytest -n 2 --no-loadscope-reorder
 
@@ -87,7 +88,6 @@ convert: .venv/ready
 gc: .venv/ready
 	@python -m stages.lib.commands.gc --days '$(or $(DAYS),30)'
 
-# after `make repro`
 # make verify [ARGS=--remove]
 verify: .venv/ready
 	@python -m stages.lib.commands.verify $(ARGS)
@@ -106,6 +106,7 @@ audit:
 	@$(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit
 	@.cache/audit/bin/pip-audit --requirement requirements.lock --disable-pip --no-deps --progress-spinner off
 
+# after `make repro`
 bench: .venv/ready
 	python tests/bench_speed.py
 	python tests/bench_items.py

@@ -90,13 +90,32 @@ def test_a_flipped_bit_is_found_removed_and_made_again(repo):
     assert (repo / "file").read_text() != "one\n", "and DVC has restored it"
     found = verify(repo)
     assert found.returncode == 1
-    assert "DamageError: not what dvc.lock says: file, " in found.stderr
+    assert "DamageError: damaged: file, " in found.stderr
     assert "Traceback" not in found.stderr
     assert verify(repo, "--remove").returncode == 0
     shell(repo, "dvc", "repro")
     assert md5s(repo) == before
     assert (repo / "file").read_text() == "one\n"
     assert verify(repo).returncode == 0
+
+
+def test_a_damaged_file_takes_its_folder_with_it(repo):
+    before = md5s(repo)
+    flip(repo, hashes.of(repo / "out/a"))
+    assert "damaged: out, " in verify(repo).stderr
+    assert verify(repo, "--remove").returncode == 0
+    assert not (repo / "out").exists()
+    shell(repo, "dvc", "repro")
+    assert md5s(repo) == before
+
+
+def test_what_somebody_changed_by_hand_is_said_and_left_alone(repo):
+    (repo / "file").chmod(0o644)
+    (repo / "file").write_text("mine\n")
+    done = verify(repo, "--remove")
+    assert done.returncode == 1
+    assert "not what dvc.lock says, and left alone: file; delete them" in done.stderr
+    assert (repo / "file").read_text() == "mine\n"
 
 
 def test_a_stage_refuses_an_input_that_is_not_what_dvc_takes_it_for(repo, monkeypatch):

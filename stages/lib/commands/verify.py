@@ -3,8 +3,9 @@
     python -m stages.lib.commands.verify [--remove]
 
 Objects of the cache are named by their content. With --remove those that are damaged go, and so
-does what was restored from them, so that `dvc repro` makes it again. The status is 1 where
-something is damaged and stays.
+does what was restored from them, so that `dvc repro` makes it again. An output that differs though
+its objects are whole was changed by hand, and stays. The status is 1 where something is wrong and
+stays.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dvc.repo import Repo
 from tqdm import tqdm
 
 from stages.lib.commands.refusal import in_one_line
-from stages.lib.runtime import hashes
+from stages.lib.runtime import files, hashes
 from stages.lib.runtime.schema import Refusal
 
 
@@ -63,21 +64,47 @@ def verify(*, remove: bool) -> str:
     """Read everything; return what there is to say.
 
     Raises:
-        DamageError: something is damaged, and `remove` is not asked for.
+        DamageError: something is damaged and `remove` is not asked for, or was changed by hand.
     """
     with Repo() as repo:
-        found = objects(Path(repo.cache.local.path))
+        cache = Path(repo.cache.local.path)
+        found = objects(cache)
         bad = damaged(found)
-        changed = [out.path for out in outputs(repo) if hashes.of(out.path) != out.md5]
-    named = [*map(str, changed), *(f"{p.parent.name}{p.name} in DVC's cache" for p in bad)]
-    if not named:
+        changed = [out for out in outputs(repo) if hashes.of(out.path) != out.md5]
+    names = {path.parent.name + path.name for path in bad}
+    restored = [out.path for out in changed if names & made_of(out, cache)]
+    edited = [out.path for out in changed if out.path not in restored]
+    if not names and not changed:
         return f"{len(found):,} objects of DVC's cache and all outputs are what dvc.lock says"
-    told = f"not what dvc.lock says: {', '.join(named[:6])}{' …' if len(named) > 6 else ''}"
-    if not remove:
-        raise DamageError(f"{told}; --remove deletes them, and `dvc repro` makes them again")
-    for path in [*bad, *changed]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return f"{told}; deleted, `dvc repro` makes them again"
+    gone = [*map(str, restored), *(f"{name} in DVC's cache" for name in sorted(names))]
+    told = []
+    if gone:
+        done = "deleted" if remove else "--remove deletes them"
+        told.append(f"damaged: {_some(gone)}; {done}, and `dvc repro` makes them again")
+    if edited:
+        advice = "delete them, and `dvc checkout` brings back what was there"
+        told.append(f"not what dvc.lock says, and left alone: {_some(edited)}; {advice}")
+    if remove:
+        for path in [*bad, *restored]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if edited or not remove:
+        raise DamageError("; ".join(told))
+    return told[0]
+
+
+def made_of(out: Output, cache: Path) -> set[str]:
+    """Return the names of an output's objects: its own, and of a folder those of its files."""
+    own = cache / out.md5[:2] / out.md5[2:]
+    if not (out.md5.endswith(".dir") and own.is_file()):
+        return {out.md5}
+    try:
+        return {out.md5, *(row["md5"] for row in files.read_json(own))}
+    except (files.RecordError, TypeError, KeyError):  # the list itself is damaged
+        return {out.md5}
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:6])) + (" …" if len(names) > 6 else "")
 
 
 @in_one_line

@@ -37,8 +37,7 @@ def require_whole(inputs: Declared) -> None:
         if path not in inputs.sources and hashes.of(Path(path), memory) != md5:
             raise DamagedError(
                 f"{path}: its content is not what dvc.lock says; it was changed by hand, or comes "
-                "from a damaged object of DVC's cache; `make verify ARGS=--remove` deletes it "
-                "and what else is damaged, and `dvc repro` makes it again"
+                "from a damaged object of DVC's cache; `make verify` says which and what would do"
             )
     if memory != before:
         files.write_json(place, memory)
