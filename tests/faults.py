@@ -27,15 +27,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-from ruamel.yaml import YAML
 from servers import Server
-from tiny_graph import STAGES, environment, runs, shell, workspace
+from tiny_graph import (
+    STAGES,
+    environment,
+    locked,
+    outs,
+    runs,
+    shell,
+    work_off_queue,
+    workspace,
+)
 from tqdm import tqdm
 
-APART = ("reports/runs/", "reports/report", "reports/pipeline.json", "reports/verdict.txt")
-"""Outputs that quote run ids, times or each other's hashes."""
 MODELS = "align@dpo", "align@ppo", "reward", "sample@base"
 """Stages that hold a model, write large files and train: where machines fail first."""
+EDITS = {"pairs": ("pairs.min_p_chosen", 0.6), "align@dpo": ("policies.dpo.beta", 0.1)}
+"""A parameter of a stage that may have any value a little above this."""
 CLOCK = """
 import time
 real, begun = time.time, time.monotonic()
@@ -69,17 +77,8 @@ class Graph:
             seconds: that each stage takes by the clock.
         """
         self.folder, self.seconds = folder, seconds
-        self.undisturbed = self.outs()
-
-    def lock(self, path: Path | None = None) -> dict:
-        return YAML(typ="safe").load(path or self.folder / "dvc.lock")["stages"]
-
-    def outs(self, path: Path | None = None) -> dict[str, dict[str, str]]:
-        """Hash of every output in dvc.lock, by stage, but for those that quote a run."""
-        return {
-            name: {o["path"]: o["md5"] for o in own.get("outs", []) if not o["path"].startswith(APART)}
-            for name, own in self.lock(path).items()
-        }  # fmt: skip
+        self.lock = folder / "dvc.lock"
+        self.undisturbed = outs(self.lock)
 
     def forget(self) -> None:
         """Let no answer of before be found: the stage is to do its work."""
@@ -92,9 +91,9 @@ class Graph:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
-    def broken(self, stage: str) -> Iterator[str]:
+    def broken(self, stage: str, lock: Path | None = None) -> Iterator[str]:
         """Say what of a stage's recorded outputs is not whole in the cache."""
-        for out in self.lock().get(stage, {}).get("outs", []):
+        for out in locked(lock or self.lock).get(stage, {}).get("outs", []):
             for path in self._objects(out["md5"]):
                 if not path.is_file():
                     yield f"{out['path']}: {path.name} is not in the cache"
@@ -130,6 +129,8 @@ def built(folder: Path) -> Graph:
             shell(folder, *command(stage))
             seconds[stage] = time.monotonic() - started
         times.write_text(json.dumps(seconds))
+        shell(folder, "git", "add", "-A")
+        shell(folder, "git", "commit", "-qm", "run")  # experiments begin at a commit
     return Graph(folder, json.loads(times.read_text()))
 
 
@@ -191,7 +192,7 @@ def full_disk(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     """
     shown, _ = graph.start("unshare", "-rm", "sh", "-c", script).communicate()
     lock = graph.folder.with_name(graph.folder.name + ".lock")
-    same = graph.outs(lock).get(stage) == graph.undisturbed[stage]
+    same = outs(lock).get(stage) == graph.undisturbed[stage]
     lock.unlink()
     faults = [] if same else ["once there was room, other outputs came"]
     return f"{left >> 10} KiB left", "status 0" not in shown, shown, faults
@@ -202,7 +203,7 @@ def read_only_cache(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     script = (
         f'mount --bind -o ro .dvc/cache .dvc/cache && {" ".join(command(stage))}; echo "status $?"'
     )
-    for path in graph.lock()[stage].get("outs", []):  # else there is nothing to write
+    for path in locked(graph.lock)[stage].get("outs", []):  # else there is nothing to write
         for found in graph._objects(path["md5"]):
             found.unlink(missing_ok=True)
     shown, _ = graph.start("unshare", "-rm", "sh", "-c", script).communicate()
@@ -216,6 +217,27 @@ def no_memory(graph: Graph, stage: str, rng: random.Random) -> Outcome:
         "prlimit", f"--as={limit}", "python", "-m", "dvc", *command(stage)[1:]
     ).communicate()
     return f"{limit >> 20} MiB of addresses", "ERROR" in shown, shown
+
+
+def killed_for_memory(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """The kernel kills whatever is largest where DVC and the stage together hold too much."""
+    limit = int(rng.uniform(0.15, 0.45) * 2**30)
+    group, at_most, events = _memory_group()
+    group.mkdir(exist_ok=True)
+    (group / at_most).write_text(str(limit))
+    enter = f"echo $$ > {group}/cgroup.procs && exec {' '.join(command(stage))}"
+    shown, _ = graph.start("sh", "-c", enter).communicate()
+    counts = dict(line.split() for line in (group / events).read_text().splitlines())
+    group.rmdir()
+    return f"{limit >> 20} MiB", int(counts["oom_kill"]) > 0, shown
+
+
+def _memory_group() -> tuple[Path, str, str]:
+    """A cgroup of version 2 or 1, its file of the limit and its file of what happened."""
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").is_file():
+        return root / "plumbline-faults", "memory.max", "memory.events"
+    return root / "memory/plumbline-faults", "memory.limit_in_bytes", "memory.oom_control"
 
 
 def clock(graph: Graph, stage: str, rng: random.Random) -> Outcome:
@@ -271,7 +293,7 @@ def truncated(graph: Graph, stage: str, rng: random.Random) -> Outcome:
 def corrupt_object(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     """An output is gone from the workspace, and what the cache has of it is not what its name says."""
     out = rng.choice(
-        [o for o in graph.lock()[stage]["outs"] if o["path"] in graph.undisturbed[stage]]
+        [o for o in locked(graph.lock)[stage]["outs"] if o["path"] in graph.undisturbed[stage]]
     )
     path = [one for one in graph._objects(out["md5"]) if one.is_file()][-1]
     path.chmod(0o644)
@@ -306,6 +328,23 @@ def two_at_once(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     return "two of them", hit, shown
 
 
+def two_workers(graph: Graph, stage: str, rng: random.Random) -> Outcome:
+    """Two of DVC's workers run two experiments, each with a changed parameter of the stage."""
+    key, first = EDITS[stage]
+    values = ",".join(f"{first + rng.randrange(1, 1000) / 10_000 + step:.4f}" for step in (0, 0.1))
+    shell(graph.folder, "dvc", "exp", "run", "--queue", "-S", f"{key}={values}")
+    shown = work_off_queue(graph.folder)
+    made = shell(graph.folder, "dvc", "exp", "ls", "--sha-only").stdout.split()
+    faults = [] if shown.count("Success") == 2 and len(made) == 2 else ["an experiment failed"]
+    lock = graph.folder / ".cache/experiment.lock"
+    for revision in made:
+        lock.write_text(shell(graph.folder, "git", "show", f"{revision}:dvc.lock").stdout)
+        faults += [one for own in locked(lock) for one in graph.broken(own, lock)]
+    shell(graph.folder, "dvc", "exp", "remove", "--all-commits")
+    shell(graph.folder, "dvc", "queue", "remove", "--all")
+    return f"{key}={values}", True, shown, faults
+
+
 KINDS: dict[str, tuple[Callable[[Graph, str, random.Random], Outcome], tuple[str, ...]]] = {
     "kill": (kill, tuple(sorted(STAGES))),
     "full disk": (full_disk, ("prompts", "pairs", *MODELS)),
@@ -316,6 +355,8 @@ KINDS: dict[str, tuple[Callable[[Graph, str, random.Random], Outcome], tuple[str
     "dead server": (dead_server, ("pairs", *MODELS)),
     "truncated model": (truncated, ("sample@base", "align@dpo")),
     "corrupt object": (corrupt_object, ("prompts", *MODELS)),
+    "killed for memory": (killed_for_memory, MODELS),
+    "two workers": (two_workers, tuple(EDITS)),
     "two at once": (two_at_once, ("prompts", *MODELS)),
 }
 
@@ -333,7 +374,7 @@ def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
         faults.append(f"the next run failed: {_last_line(said)}")
     faults += [f"a traceback in the next run: {_last_line(said)}"] * ("Traceback" in said)
     faults += [f"after the next run, {one}" for one in graph.broken(stage)]
-    now = graph.outs().get(stage, {})
+    now = outs(graph.lock).get(stage, {})
     faults += [
         f"{path} differs from the undisturbed run's"
         for path, md5 in graph.undisturbed[stage].items() if now.get(path) != md5

@@ -19,15 +19,14 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from tiny_graph import ran, runs, shell, workspace
+from tiny_graph import locked, outs, ran, runs, shell, workspace
 from tqdm import tqdm
 
-APART = ("reports/runs/", "reports/report", "reports/pipeline.json", "reports/verdict.txt")
 PARAMS = {
     "seed": [1, 2], "samplers.base.temperature": [1.0, 0.9], "samplers.base.completions": [3, 2],
     "labelers.words.tie": [0.5, 1.0], "pairs.min_p_chosen": [0.6, 0.7], "reward.epochs": [1, 2],
@@ -97,19 +96,15 @@ class Soak:
         self.state[name] = not there
         return f"{name}: {'as it was' if there else 'a line more'}"
 
-    def lock(self) -> dict:
-        return YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
-
     def run(self) -> tuple[set[str], list[str]]:
         """Run the graph; return which stages did their work, and what did not hold."""
-        before = self.lock() if (self.folder / "dvc.lock").is_file() else {}
         done = shell(self.folder, "dvc", "repro", check=False)
         if done.returncode:
             return set(), [f"dvc repro failed: {done.stderr.strip().splitlines()[-1:]}"]
-        after, worked = self.lock(), ran(done.stdout)
+        worked = ran(done.stdout)
         faults = ["a traceback"] * ("Traceback" in done.stdout + done.stderr)
-        faults += list(self._wrongly_run(before, after, worked))
-        faults += list(self._other_results(after))
+        faults += list(self._wrongly_run(worked))
+        faults += list(self._other_results())
         again = ran(shell(self.folder, "dvc", "repro").stdout)
         faults += [f"a second run ran {', '.join(sorted(again))}"] * bool(again)
         ghosts = runs(self.folder, "attributes.status = 'RUNNING'")
@@ -117,9 +112,9 @@ class Soak:
         faults += [f"{left} is left behind" for left in self.folder.rglob(".*.partial")]
         return worked, faults
 
-    def _wrongly_run(self, before: dict, after: dict, worked: set[str]):
+    def _wrongly_run(self, worked: set[str]) -> Iterator[str]:
         """Every stage runs where its inputs are others than ever, and only there."""
-        for name, own in after.items():
+        for name, own in locked(self.folder / "dvc.lock").items():
             seen = self.inputs.setdefault(name, set())
             inputs = json.dumps(
                 [own["cmd"], own.get("deps", []), own.get("params", {})], default=str
@@ -130,14 +125,11 @@ class Soak:
                 yield f"{name} did not run on new inputs"
             seen.add(inputs)
 
-    def _other_results(self, after: dict):
-        outs = {
-            o["path"]: o["md5"] for own in after.values() for o in own.get("outs", [])
-            if not o["path"].startswith(APART)
-        }  # fmt: skip
+    def _other_results(self) -> Iterator[str]:
+        now = {p: md5 for own in outs(self.folder / "dvc.lock").values() for p, md5 in own.items()}
         state = json.dumps(self.state, sort_keys=True)
-        for path, md5 in self.known.setdefault(state, outs).items():
-            if outs.get(path) != md5:
+        for path, md5 in self.known.setdefault(state, now).items():
+            if now.get(path) != md5:
                 yield f"{path} is not what this state gave before"
 
     def sizes(self) -> dict[str, float]:

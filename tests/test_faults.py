@@ -5,7 +5,7 @@ import shutil
 
 import faults
 import pytest
-from tiny_graph import STAGES, shell, workspace
+from tiny_graph import STAGES, locked, shell, workspace
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def test_what_a_fault_spoils_is_noticed(shaken):
     """The checks see an object that is gone, one that is another, and an output of other content."""
     graph = faults.Graph(shaken, {})
     assert list(graph.broken("prompts")) == []
-    (out,) = (o for o in graph.lock()["prompts"]["outs"] if o["path"] == "data/prompts")
+    (out,) = (o for o in locked(graph.lock)["prompts"]["outs"] if o["path"] == "data/prompts")
     path = list(graph._objects(out["md5"]))[-1]
     content = path.read_bytes()
     path.chmod(0o644)

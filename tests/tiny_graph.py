@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 ROOT = Path(__file__).parent.parent
 STAGES = {
     "fetch@base", "provoke@red", "prompts", "sample@base", "revise@own",
@@ -29,6 +31,8 @@ SECRETS = {
 """Of the surrounding environment, as people have them; they may appear nowhere."""
 OF_DPO = {"align@dpo", "evaluate@dpo", "score@judge", "score@harm", "report"}
 """What follows from a parameter of policies.dpo."""
+APART = ("reports/runs/", "reports/report", "reports/pipeline.json", "reports/verdict.txt")
+"""Outputs that quote run ids, times or each other's hashes."""
 
 
 def workspace(folder: Path) -> Path:
@@ -116,6 +120,19 @@ def work_off_queue(folder: Path, *before: str) -> str:
             return status
         time.sleep(0.5)
     raise AssertionError(status)
+
+
+def locked(path: Path) -> dict[str, dict]:
+    """The stages of a dvc.lock."""
+    return YAML(typ="safe").load(path)["stages"]
+
+
+def outs(path: Path) -> dict[str, dict[str, str]]:
+    """Hash of every output in a dvc.lock, by stage, but for those that quote a run."""
+    return {
+        name: {o["path"]: o["md5"] for o in own.get("outs", []) if not o["path"].startswith(APART)}
+        for name, own in locked(path).items()
+    }  # fmt: skip
 
 
 def ran(output: str) -> set[str]:

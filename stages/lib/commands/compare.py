@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from stages.lib import scores
 from stages.lib.commands import refusal, revisions
 from stages.lib.commands.revisions import Revision
 from stages.lib.records import Evaluated
 from stages.lib.reporting import comparison
 from stages.lib.reporting.comparison import Plan, Scoring
+from stages.lib.runtime import params
 from stages.lib.runtime.files import RecordError
 from stages.lib.runtime.schema import Refusal, check
 from stages.lib.runtime.tracking.store import flatten
@@ -71,7 +70,7 @@ def gather(found: Sequence[Revision], model: str | None) -> list[Entry]:
 
 
 def _entries(revision: Revision, model: str | None) -> list[tuple[str, Entry]]:
-    settings = flatten(YAML(typ="safe").load(revision.read("params.yaml")))
+    settings = flatten(params.parse(revision.read("params.yaml"), f"{revision.name}: params.yaml"))
     numbers = json.loads(revision.read("reports/comparison.json"))
     said = _said(revision, model) if model else {}
     found = []
@@ -196,17 +195,19 @@ def main() -> None:
     parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
     parser.add_argument("--csv", action="store_true", help="as CSV")
     given = parser.parse_args()
-    settings = YAML(typ="safe").load(revisions.workspace().read("params.yaml"))
+    settings = params.read()
     keys = set(Plan.model_fields)
     plan = check(
-        {k: v for k, v in settings["report"].items() if k in keys},
+        {k: v for k, v in params.part(settings, "report").items() if k in keys},
         Plan,
         "params.yaml: report",
         Refusal,
     )
-    entry = settings["scorers"].get(plan.independent)
+    entry = params.part(settings, "scorers").get(plan.independent)
     models = {plan.independent: entry["sets"]} if entry else {}
-    scoring = Scoring(plan.independent, [], settings["evaluate"]["threshold"], models=models)
+    scoring = Scoring(
+        plan.independent, [], params.part(settings, "evaluate.threshold"), models=models
+    )
     experiments = revisions.experiments(every_commit=given.all_commits)
     # In this order: what an experiment left in the workspace goes by the experiment's name.
     found = [revisions.head(), *experiments, revisions.workspace()]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from ruamel.yaml import YAML
 
 from stages.lib.base import Base
 from stages.lib.commands import refusal
@@ -66,7 +65,7 @@ def card(root: Path, policy: str, *, merged: bool) -> str:
     Raises:
         Refusal: the report does not speak of this policy.
     """
-    tree = YAML(typ="safe").load(root / "params.yaml")
+    tree = params.read(root / "params.yaml")
     numbers = files.read_json(root / "reports/comparison.json")
     if policy not in numbers["verdicts"]:
         raise Refusal(

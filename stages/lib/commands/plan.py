@@ -18,6 +18,7 @@ import networkx
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
+from stages.lib.commands import refusal
 from stages.lib.commands.revisions import record
 from stages.lib.runtime import files, needs, params, room
 from stages.lib.runtime.needs import Need
@@ -174,6 +175,7 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+@refusal.in_one_line
 def main() -> int:
     """Print the plan."""
     parser = argparse.ArgumentParser(description="what `dvc repro` would run, and why")
@@ -185,11 +187,7 @@ def main() -> int:
     there = room.here()
     steps = plan(given.targets, gpu=there.gpu)
     print(table(steps, there))
-    try:
-        require_room(steps, there)
-    except RoomError as refused:
-        print(f"{type(refused).__name__}: {refused}", file=sys.stderr)
-        return 1
+    require_room(steps, there)
     return int(given.exit_code and bool(steps))
 
 

@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from stages.lib.commands import refusal
 from stages.lib.reporting import numerals
 from stages.lib.reporting.comparison import NAMES
-from stages.lib.runtime import files
+from stages.lib.runtime import files, params
 from stages.lib.runtime.schema import Refusal
 
 BEGIN, END = "<!-- numbers -->\n", "<!-- /numbers -->"
@@ -78,9 +76,9 @@ def renewed(readme: str, rows: str) -> str:
 
 def current(root: Path) -> str:
     """Return the table of a repository's results."""
-    params = YAML(typ="safe").load(root / "params.yaml")
+    settings = params.read(root / "params.yaml")
     found = files.read_json(root / "reports/metrics.json")
-    return table(found, params["report"], list(params["policies"]))
+    return table(found, params.part(settings, "report"), list(params.part(settings, "policies")))
 
 
 @refusal.in_one_line

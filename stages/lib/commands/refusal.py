@@ -11,19 +11,25 @@ from stages.lib.runtime.schema import Refusal
 P = ParamSpec("P")
 
 
-def in_one_line(main: Callable[P, None]) -> Callable[P, int]:
-    """Let a command's `main` return its status: 0, or 1 after the line of its refusal."""
+def in_one_line(main: Callable[P, int | None]) -> Callable[P, int]:
+    """Let a command's `main` return its status: its own or 0, and 1 after the line of a refusal."""
 
     @wraps(main)
     def ending(*given: P.args, **named: P.kwargs) -> int:
         try:
-            main(*given, **named)
+            return main(*given, **named) or 0
         except Exception as error:
-            said = error if isinstance(error, Refusal) else surroundings.denied(error)
+            said = error if _is_refusal(error) else surroundings.denied(error)
             if said is None:
                 raise
-            print(f"{type(said).__name__}: {said}", file=sys.stderr)
+            print(f"{type(said).__name__}: {' '.join(str(said).split())}", file=sys.stderr)
             return 1
-        return 0
 
     return ending
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether it is ours, or one of DVC's: of dvc.yaml, a name, its cache or a remote."""
+    from dvc.exceptions import DvcException
+
+    return isinstance(error, Refusal | DvcException)

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from stages.lib.commands import refusal, revisions
 from stages.lib.commands.revisions import Revision
+from stages.lib.runtime import params
 from stages.lib.runtime.tracking import attempts, pipeline, store
 from stages.lib.runtime.tracking.store import Store
 
@@ -42,7 +42,7 @@ def _one(connection: Store, revision: Revision) -> str:
     card = json.loads(revision.read("reports/pipeline.json"))
     # All of it is read before anything is logged: what is not at hand leaves no half of a run.
     found = [json.loads(revision.read(revisions.record(stage))) for stage in card["stages"]]
-    settings = YAML(typ="safe").load(revision.read("params.yaml"))
+    settings = params.parse(revision.read("params.yaml"), f"{revision.name}: params.yaml")
     artifacts = {Path(path).name: revision.read(path) for path in card["artifacts"]}
     with store.locked():
         known = connection.runs(store.of_config(card["config"]))

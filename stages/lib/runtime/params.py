@@ -17,9 +17,25 @@ def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
     Raises:
         ParamError: the file is absent or no YAML; the message has the line.
     """
-    found = yaml.read(path, ParamError, absent="run from the repository root")
+    return _mapping(yaml.read(path, ParamError, absent="run from the repository root"), str(path))
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """Return the whole file as plain data, of its text: `read`, where it is not in the workspace.
+
+    Args:
+        text: of the file.
+        where: how the error message names it.
+
+    Raises:
+        ParamError: it is no YAML; the message has the line.
+    """
+    return _mapping(yaml.parse(text, where, ParamError), where)
+
+
+def _mapping(found: Any, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise ParamError(f"{path}: must be a mapping of sections, not {type(found).__name__}")
+        raise ParamError(f"{where}: must be a mapping of sections, not {type(found).__name__}")
     return found
 
 
@@ -36,15 +52,28 @@ def load(section: str, into: Any, path: Path = Path("params.yaml")) -> Any:
         ParamError: the section is absent, or a key in it is missing, unknown, of the wrong type or
             out of range. The message names the file, the key, the value and what would do.
     """
-    found: Any = read(path)
-    walked: list[str] = []
+    return check(part(read(path), section, str(path)), into, f"{path}: {section}", ParamError)
+
+
+def part(settings: Any, section: str, where: str = "params.yaml") -> Any:
+    """Return what a dotted path leads to in plain data.
+
+    Args:
+        settings: the whole file.
+        section: a key of it, or a path to an entry: `policies.dpo`.
+        where: how the error message names the file.
+
+    Raises:
+        ParamError: there is no such entry.
+    """
+    found, walked = settings, []
     for key in section.split("."):
         if not isinstance(found, dict) or key not in found:
             has = ", ".join(map(str, found)) if isinstance(found, dict) else repr(found)
-            at = f"{path}: {'.'.join(walked)}" if walked else f"{path}"
+            at = f"{where}: {'.'.join(walked)}" if walked else where
             raise ParamError(f"{at} has no '{key}'; it has {has}")
         found, walked = found[key], [*walked, key]
-    return check(found, into, f"{path}: {section}", ParamError)
+    return found
 
 
 def at(settings: Any, key: str) -> Any:

@@ -27,18 +27,34 @@ def read(path: Path, error: type[Refusal] = Refusal, *, absent: str = "") -> Any
             mapping, or its aliases stand for more than a file holds.
     """
     try:
-        found = YAML(typ="safe").load(path)
+        content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise error(f"{path}: no such file{absent and f'; {absent}'}") from None
+    return parse(content, str(path), error)
+
+
+def parse(content: bytes | str, where: str, error: type[Refusal] = Refusal) -> Any:
+    """Return the content of a YAML file as plain data.
+
+    Args:
+        content: of the file.
+        where: how the error message names it.
+        error: the class of error to raise.
+
+    Raises:
+        Refusal: of class `error`: as `read` does.
+    """
+    try:
+        found = YAML(typ="safe").load(content)
     except DuplicateKeyError as fault:
         key = re.sub(r'.*?duplicate key "(.*?)".*', r"\1", fault.problem)
         line = fault.problem_mark.line + 1
-        raise error(f"{path}:{line}: '{key}' stands here a second time; rename it") from None
+        raise error(f"{where}:{line}: '{key}' stands here a second time; rename it") from None
     except (YAMLError, ValueError, KeyError) as fault:  # a date 2001-99-99; `!!bool maybe`
-        raise error(f"{path}: not YAML: {' '.join(str(fault).split())}") from None
+        raise error(f"{where}: not YAML: {' '.join(str(fault).split())}") from None
     if not _is_bounded(found):
         raise error(
-            f"{path}: has more than {DEEPEST} levels or {MOST:,} values, aliases expanded; "
+            f"{where}: has more than {DEEPEST} levels or {MOST:,} values, aliases expanded; "
             "write it plainly"
         )
     return found
