@@ -20,11 +20,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 from servers import Server
@@ -58,12 +60,29 @@ class Try:
     kind: str
     stage: str
     how: str
-    hit: bool
-    """False where the stage had ended before the fault."""
+    hit: int
+    """How often the stage was hit; 0 where it had ended before the fault."""
     said: str
     """The last line that the disturbed run printed."""
     faults: list[str]
     """What did not hold; empty where all did."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command under way, and what it shows."""
+
+    process: subprocess.Popen
+    _shown: TextIO
+
+    def goes_on(self) -> bool:
+        return self.process.poll() is None
+
+    def shown(self, within: float | None = None) -> str:
+        """Wait for its end, though not for that of what it left running; return what was shown."""
+        self.process.wait(within)
+        self._shown.seek(0)
+        return self._shown.read()
 
 
 class Graph:
@@ -84,12 +103,14 @@ class Graph:
         """Let no answer of before be found: the stage is to do its work."""
         shutil.rmtree(self.folder / ".cache/items", ignore_errors=True)
 
-    def start(self, *words: str, **more: str) -> subprocess.Popen:
+    def start(self, *words: str, **more: str) -> "Started":
         """Start a command in a session of its own."""
-        return subprocess.Popen(
-            words, cwd=self.folder, env=environment(self.folder) | more, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        # No pipe, on which one would wait for what is left running
+        shown = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        return Started(subprocess.Popen(
+            words, cwd=self.folder, env=environment(self.folder) | more,
+            stdout=shown, stderr=subprocess.STDOUT, start_new_session=True,
+        ), shown)  # fmt: skip
 
     def broken(self, stage: str, lock: Path | None = None) -> Iterator[str]:
         """Say what of a stage's recorded outputs is not whole in the cache."""
@@ -140,26 +161,36 @@ def command(stage: str) -> list[str]:
 
 # ---------------------------------------------------------------------- faults: (graph, stage, rng) -> (how, hit, shown)
 
-Outcome = tuple[str, bool, str] | tuple[str, bool, str, list[str]]
+Outcome = tuple[str, int, str] | tuple[str, int, str, list[str]]
 """How it was done, whether the stage was hit, what was shown, and what did not hold there."""
 
 
 def kill(graph: Graph, stage: str, rng: random.Random) -> Outcome:
-    """Kill the stage alone, or with the DVC that started it, at any moment of it."""
-    name, target = rng.choice(["KILL", "TERM"]), rng.choice(["all", "stage"])
+    """Kill twice: the stage, the DVC that started it, or both, at any moment of it."""
+    made = [_killed(graph, stage, rng) for _ in range(2)]
+    faults = [f"at once, {one}" for one in graph.broken(stage)]
+    how, hits, shown = ([one[at] for one in made] for at in range(3))
+    return ", then ".join(how), sum(hits), "\n".join(shown), faults
+
+
+def _killed(graph: Graph, stage: str, rng: random.Random) -> tuple[str, bool, str]:
+    name, target = rng.choice(["KILL", "TERM"]), rng.choice(["both", "stage", "DVC"])
     after = rng.uniform(0.3, graph.seconds[stage])
     how = f"{name} {target} after {after:.1f} s"
     running = graph.start(*command(stage))
     try:
-        return how, False, running.communicate(timeout=after)[0]
+        return how, False, running.shown(within=after)
     except subprocess.TimeoutExpired:
-        hit = _send(running.pid, stage, target, getattr(signal, f"SIG{name}"))
-        return how, hit, running.communicate()[0]
+        hit = _send(running.process.pid, stage, target, getattr(signal, f"SIG{name}"))
+        return how, hit, running.shown()
 
 
 def _send(dvc: int, stage: str, target: str, number: int) -> bool:
-    if target == "all":
+    if target == "both":
         os.killpg(dvc, number)
+        return True
+    if target == "DVC":
+        os.kill(dvc, number)
         return True
     module = f"stages.{stage.partition('@')[0]}"
     for child in psutil.Process(dvc).children(recursive=True):
@@ -175,7 +206,7 @@ def _send(dvc: int, stage: str, target: str, number: int) -> bool:
 
 def full_disk(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     """Run the stage in a copy of the workspace on a small disk that is full but for some kilobytes."""
-    left = int(2 ** rng.uniform(12, 21))
+    left = int(2 ** rng.uniform(12, 17))
     script = f"""
         set -e
         cp -a . {graph.folder}.kept
@@ -190,7 +221,7 @@ def full_disk(graph: Graph, stage: str, rng: random.Random) -> Outcome:
         {" ".join(command(stage))} >again 2>&1 || cat again
         cp dvc.lock {graph.folder}.lock
     """
-    shown, _ = graph.start("unshare", "-rm", "sh", "-c", script).communicate()
+    shown = graph.start("unshare", "-rm", "sh", "-c", script).shown()
     lock = graph.folder.with_name(graph.folder.name + ".lock")
     same = outs(lock).get(stage) == graph.undisturbed[stage]
     lock.unlink()
@@ -206,16 +237,16 @@ def read_only_cache(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     for path in locked(graph.lock)[stage].get("outs", []):  # else there is nothing to write
         for found in graph._objects(path["md5"]):
             found.unlink(missing_ok=True)
-    shown, _ = graph.start("unshare", "-rm", "sh", "-c", script).communicate()
+    shown = graph.start("unshare", "-rm", "sh", "-c", script).shown()
     return "mounted read-only", "status 0" not in shown, shown
 
 
 def no_memory(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     """The stage may not have the memory that it asks for."""
     limit = int(rng.uniform(0.5, 3) * 2**30)
-    shown, _ = graph.start(
+    shown = graph.start(
         "prlimit", f"--as={limit}", "python", "-m", "dvc", *command(stage)[1:]
-    ).communicate()
+    ).shown()
     return f"{limit >> 20} MiB of addresses", "ERROR" in shown, shown
 
 
@@ -226,7 +257,7 @@ def killed_for_memory(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     group.mkdir(exist_ok=True)
     (group / at_most).write_text(str(limit))
     enter = f"echo $$ > {group}/cgroup.procs && exec {' '.join(command(stage))}"
-    shown, _ = graph.start("sh", "-c", enter).communicate()
+    shown = graph.start("sh", "-c", enter).shown()
     counts = dict(line.split() for line in (group / events).read_text().splitlines())
     group.rmdir()
     return f"{limit >> 20} MiB", int(counts["oom_kill"]) > 0, shown
@@ -246,7 +277,7 @@ def clock(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     place = graph.folder / ".cache/clock"
     place.mkdir(parents=True, exist_ok=True)
     (place / "sitecustomize.py").write_text(CLOCK.format(after=after))
-    shown, _ = graph.start(*command(stage), PYTHONPATH=str(place)).communicate()
+    shown = graph.start(*command(stage), PYTHONPATH=str(place)).shown()
     return f"a day back after {after:.1f} s", True, shown
 
 
@@ -257,11 +288,11 @@ def locked_database(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     time.sleep(after)
     held = sqlite3.connect(graph.folder / "mlflow.db", timeout=10)
     held.execute("BEGIN EXCLUSIVE")
-    hit = running.poll() is None
+    hit = running.goes_on()
     time.sleep(30)
     held.rollback()
     held.close()
-    return f"from {after:.1f} s on", hit, running.communicate()[0]
+    return f"from {after:.1f} s on", hit, running.shown()
 
 
 def dead_server(graph: Graph, stage: str, rng: random.Random) -> Outcome:
@@ -274,9 +305,9 @@ def dead_server(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     after = rng.uniform(1.0, graph.seconds[stage] + 2)
     running = graph.start(*command(stage), MLFLOW_TRACKING_URI=server.address)
     time.sleep(after)
-    hit = running.poll() is None
+    hit = running.goes_on()
     server.stop()
-    shown, _ = running.communicate()
+    shown = running.shown()
     return f"after {after:.1f} s", hit, shown
 
 
@@ -286,7 +317,7 @@ def truncated(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[: rng.randrange(len(content))])
-    shown, _ = graph.start("dvc", "repro", stage).communicate()
+    shown = graph.start("dvc", "repro", stage).shown()
     return f"{path.name} of {path.stat().st_size} bytes", True, shown
 
 
@@ -303,7 +334,7 @@ def corrupt_object(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     path.chmod(0o444)
     place = graph.folder / out["path"]
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    shown, _ = graph.start("dvc", "checkout", out["path"]).communicate()
+    shown = graph.start("dvc", "checkout", out["path"]).shown()
     faults = []
     for words in (["--remove"], []):
         done = shell(
@@ -322,9 +353,9 @@ def two_at_once(graph: Graph, stage: str, rng: random.Random) -> Outcome:
     """A second `dvc repro` starts while the first one runs."""
     first = graph.start(*command(stage))
     time.sleep(rng.uniform(0.2, 4))
-    hit = first.poll() is None
+    hit = first.goes_on()
     second = graph.start(*command(stage))
-    shown = second.communicate()[0] + first.communicate()[0]
+    shown = second.shown() + first.shown()
     return "two of them", hit, shown
 
 
@@ -366,7 +397,6 @@ def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
     graph.forget()
     how, hit, shown, *more = KINDS[kind][0](graph, stage, rng)
     faults = [one for some in more for one in some]
-    faults += [f"at once, {one}" for one in graph.broken(stage)] if kind == "kill" else []
     faults += [f"a traceback: {_last_line(shown)}"] * ("Traceback" in shown)
     again = shell(graph.folder, *command(stage), check=False)  # what was kept may be found
     said = again.stdout + again.stderr
@@ -382,7 +412,7 @@ def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
     ghosts = runs(graph.folder, "attributes.status = 'RUNNING'")
     faults += [f"run {ghost.info.run_id} is still open" for ghost in ghosts]
     faults += [f"{left} is left behind" for left in graph.folder.rglob(".*.partial")]
-    return Try(kind, stage, how, hit, _told(shown), faults)
+    return Try(kind, stage, how, int(hit), _told(shown), faults)
 
 
 def _told(shown: str) -> str:
@@ -407,7 +437,9 @@ def main() -> int:
     graph = built(given.folder.resolve())
     path = graph.folder / "faults.jsonl"
     done = [Try(**json.loads(line)) for line in path.open()] if path.is_file() else []
-    hits = Counter((one.kind, one.stage) for one in done if one.hit)
+    hits = Counter()
+    for one in done:
+        hits[one.kind, one.stage] += one.hit
     wanted = {
         (kind, stage): given.tries or (8 if kind == "kill" else 2)
         for kind in given.kinds for stage in KINDS[kind][1] if stage in (given.stages or STAGES)
@@ -440,11 +472,12 @@ def table(done: list[Try]) -> str:
         own = [one for one in done if one.kind == kind and one.hit]
         if own:
             stages, lost = len({one.stage for one in own}), sum(bool(one.faults) for one in own)
+            tries = sum(one.hit for one in own)
             said = max((one.said for one in own), key=lambda line: ("Error" in line, len(line)))
-            lines.append(f"| {kind} | {stages} | {len(own)} | {lost} | {said} |")
+            lines.append(f"| {kind} | {stages} | {tries} | {lost} | {said} |")
     hit = [one for one in done if one.hit]
     lines.append(
-        f"| all | {len({one.stage for one in hit})} | {len(hit)} | {sum(bool(one.faults) for one in hit)} | |"
+        f"| all | {len({one.stage for one in hit})} | {sum(one.hit for one in hit)} | {sum(bool(one.faults) for one in hit)} | |"
     )
     return "\n".join(lines)
 

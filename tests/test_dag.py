@@ -106,7 +106,13 @@ def test_stages_do_not_import_each_other_and_lib_imports_no_stage():
 OWNERS = {
     "mlflow": {"runtime/tracking/run", "runtime/tracking/store", "runtime/tracking/lineage"},
     "accelerate": {"runtime/processes"},
-    "dvc": {"runtime/declared", "commands/plan", "commands/refusal", "commands/revisions", "commands/verify"},
+    "dvc": {
+        "runtime/declared",
+        "commands/plan",
+        "commands/refusal",
+        "commands/revisions",
+        "commands/verify",
+    },
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "trl": {f"algorithms/{name}/trainer" for name in ("dpo", "kto", "rloo")},

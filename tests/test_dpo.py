@@ -169,9 +169,7 @@ def test_a_checkpoint_cut_short_is_passed_over(
 
     folder = tmp_path / "ck"
     monkeypatch.setattr(training, "_checkpoint_folder", lambda *_: folder)
-    (folder / "checkpoint-4").mkdir(
-        parents=True
-    )  # without trainer_state.json: the kill hit the save
+    (folder / "checkpoint-4").mkdir(parents=True)  # the kill hit the save
     assert train(P, full_precision, tiny_folder, data, tmp_path / "again") == whole
 
 

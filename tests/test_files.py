@@ -1,5 +1,10 @@
 """Outputs are whole or absent, and a bad line is named."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from stages.lib.records import Completion, SourcePrompt
@@ -50,6 +55,23 @@ def test_a_folder_that_fails_is_not_there(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         half()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "link", "folder"):
+        with pytest.raises(RecordError, match=r"is there and no ordinary file; name another$"):
+            files.write_text(tmp_path / name, "text")
+    (tmp_path / "file").write_text("kept")
+    for name in ("pipe", "link", "file"):
+        with (
+            pytest.raises(RecordError, match=r"is there and no folder; name another$"),
+            files.whole_folder(tmp_path / name),
+        ):
+            pass
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_equal_values_are_equal_bytes(tmp_path):
@@ -121,3 +143,25 @@ def test_a_prompt_that_is_none_is_refused(change, message):
     check(row, SourcePrompt, "f:1")
     with pytest.raises(Refusal, match=message):
         check(row | change, SourcePrompt, "f:1")
+
+
+@pytest.mark.parametrize("whole", [files.whole_file, files.whole_folder])
+def test_what_a_killed_process_left_is_cleared_away_and_what_a_living_one_writes_is_not(
+    tmp_path, whole
+):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    left, living, elsewhere = (
+        tmp_path / f".out.{host}.{pid}.partial"
+        for host, pid in ((here, gone.pid), (here, os.getppid()), ("elsewhere", gone.pid))
+    )
+    for one in (left, living, elsewhere):
+        (one.mkdir if whole is files.whole_folder else one.touch)()
+    with whole(tmp_path / "out") as partial:
+        assert files.is_partial(partial / "inner")
+        (partial.touch if whole is files.whole_file else (partial / "a").touch)()
+    assert not left.exists()
+    assert living.exists()
+    assert elsewhere.exists()
+    assert not files.is_partial(tmp_path / "out")

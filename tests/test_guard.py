@@ -160,6 +160,36 @@ def test_a_killed_process_leaves_no_ghost(repo):
     assert first.data.tags["mlflow.parentRunId"] == second.data.tags["mlflow.parentRunId"]
 
 
+def test_the_pipeline_run_of_a_killed_stage_is_closed_though_params_changed_since(repo):
+    running = start(repo)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    assert [r.info.status for r in runs(repo)] == ["RUNNING", "RUNNING"]
+    (repo / "params.yaml").write_text("toy: {n: 5, wait: false}\nother: 1\n")
+    shell(repo, "dvc", "repro")
+    assert [r.info.status for r in runs(repo)] == ["KILLED", "KILLED", "FINISHED", "FINISHED"]
+
+
+def test_a_stage_waits_for_one_that_a_killed_dvc_left_running(repo):
+    orphaned = start(repo)
+    os.kill(orphaned.pid, signal.SIGKILL)
+    orphaned.wait()
+    (repo / "params.yaml").write_text("toy: {n: 5, wait: false}\nother: 1\n")
+    second = subprocess.Popen(
+        ["dvc", "repro"], cwd=repo, env=environment(repo), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    line = ""
+    while "waiting" not in line:
+        line = second.stdout.readline()
+        assert line, "it did not wait"
+    assert line == "an earlier process of stage toy still runs here; waiting\n"
+    (repo.parent / "go").touch()
+    rest = second.communicate(timeout=60)[0]
+    assert second.returncode == 0, rest
+    assert (repo / "out.txt").read_text() == "ab" * 5
+
+
 def test_a_run_of_a_living_process_or_another_machine_is_left_alone(repo):
     from stages.lib.runtime.tracking import attempts
 

@@ -1,5 +1,6 @@
 """What a model made is kept: N new items cost N, a kill costs a batch, and nothing stale is found."""
 
+import errno
 import json
 import os
 import subprocess
@@ -158,7 +159,7 @@ def test_other_inputs_are_another_scope(tiny, tmp_path, monkeypatch):
     (tmp_path / "a/adapter_config.json").write_text("{}")
     own.add(kept(other, adapter=tmp_path / "a").folder)
     assert len(own) == 5
-    monkeypatch.setattr(items, "LIBRARIES", ("torch",))
+    monkeypatch.setattr(items.code, "LIBRARIES", ("torch",))
     own.add(kept(other).folder)
     assert len(own) == 6
     (tmp_path / "edited.py").write_text("# an edit\n")
@@ -257,3 +258,30 @@ def test_items_are_there_after_the_process_that_made_them_is_gone(tmp_path, monk
     assert "k" in again
     assert again["k"] == {"x": 0.1, "text": "ü"}
     assert "k" not in Items("kind", "b", by=by)
+
+
+def test_a_batch_that_cannot_be_written_is_kept_in_no_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(items, "folder", lambda: tmp_path)
+    place = Items("texts", 1, by=code.ROOT / "stages/lib/runtime/items.py")
+    place.add({"a": 1})
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            place.add({"b": 2, "c": 3})
+    place.add({"d": 4})
+    again = Items("texts", 1, by=code.ROOT / "stages/lib/runtime/items.py")
+    assert [key in again for key in "abcd"] == [True, False, False, True]
+
+
+def test_a_scope_that_is_removed_under_way_is_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(items, "folder", lambda: tmp_path)
+    place = Items("texts", 1, by=code.ROOT / "stages/lib/runtime/items.py")
+    place.add({"a": 1})
+    assert items.prune(0).folders == 1
+    place.add({"b": 2})
+    again = Items("texts", 1, by=code.ROOT / "stages/lib/runtime/items.py")
+    assert [key in again for key in "ab"] == [False, True]

@@ -29,6 +29,8 @@ def test_what_a_kill_left_half_written_is_not_handed_over(tmp_path):
     assert snapshots.kept(out) == {2: out / "snapshots/000002", 4: out / "snapshots/000004"}
     assert sorted(p.name for p in (out / "snapshots").iterdir()) == ["000002", "000004"]
     assert (out / "snapshots/000004/adapter_config.json").read_text() == "000004"
+    # A kill from here on makes the stage anew, from a checkpoint behind these steps.
+    assert list(snapshots.kept(checkpoints)) == [2, 4]
 
 
 def test_a_policy_of_which_nothing_was_kept_gets_no_folder(tmp_path):

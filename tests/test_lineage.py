@@ -119,9 +119,7 @@ def stopped_in_training(folder, how):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for _ in range(6000):
-        saved = list(
-            (folder / ".cache/checkpoints").glob("align-dpo-*/checkpoint-*/trainer_state.json")
-        )
+        saved = list((folder / ".cache/checkpoints").glob("align-dpo-*/checkpoint-*/sealed.json"))
         if saved or running.poll() is not None:
             break
         time.sleep(0.02)

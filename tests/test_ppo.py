@@ -341,7 +341,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_figures(
     monkeypatch.setattr(loop.Training, "_step", dies)
     with pytest.raises(Killed):
         fresh(tmp_path / "again").run()
-    assert [p.name for p in (tmp_path / "again/ck").iterdir()] == ["checkpoint-4"]
+    assert (tmp_path / "again/ck/checkpoint-4").is_dir()
     monkeypatch.setattr(loop.Training, "_step", real)
     again = fresh(tmp_path / "again")
     found = again.run()

@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,9 @@ ROOT = Path(__file__).parent.parent
          "out of memory; free some"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
          "Error while serializing: I/O error: No space left on device (os error 28); free some space"),
+        (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
+         "a file could not be written to its end; free some space"),
+        (sqlite3.OperationalError("database or disk is full"), "a file could not be written to its end; free some"),
     ],
 )  # fmt: skip
 def test_what_the_machine_denies_is_told_with_what_would_do(error, line):

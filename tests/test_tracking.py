@@ -4,7 +4,7 @@ import pytest
 
 from stages.lib.commands import revisions, sync
 from stages.lib.runtime.schema import Strict
-from stages.lib.runtime.tracking import lineage, store
+from stages.lib.runtime.tracking import attempts, lineage, store
 
 
 @pytest.fixture
@@ -130,3 +130,28 @@ def test_a_section_is_plain_data_however_deep_its_classes_lie():
 
     found = store.plain({"a": [Toy(n=1), {"b": Toy(n=2)}], "c": Toy(n=3), "d": [4]})
     assert found == {"a": [{"n": 1}, {"b": {"n": 2}}], "c": {"n": 3}, "d": [4]}
+
+
+def test_a_run_that_the_store_has_lost_is_not_gone_on_with(connection):
+    assert connection.run("0" * 32) is None
+    assert attempts.reopen(connection, "0" * 32, instead_of="", parent="") is None
+
+
+def test_a_pipeline_run_stays_open_while_a_stage_of_it_runs(connection):
+    parent = store.create_pipeline_run(connection, "k", "n", {})
+    tags = {"mlflow.parentRunId": parent}
+    child = connection.client.create_run(connection.experiment, tags=tags).info.run_id
+    status = lambda: connection.run(parent).info.status  # noqa: E731
+    attempts.end_parent(connection, parent, "KILLED")
+    assert status() == "RUNNING"
+    connection.client.set_terminated(child, "FINISHED")
+    attempts.end_parent(connection, parent, "KILLED")
+    assert status() == "KILLED"
+    connection.client.set_tag(parent, "plumbline.complete", "true")
+    attempts.end_parent(connection, parent, "FAILED")
+    assert status() == "FINISHED"
+
+
+def test_of_an_error_the_line_is_said_that_has_the_cause():
+    said = "(raised as a result of Query-invoked autoflush; consider)\n(sqlite3.Error) disk is full"
+    assert store.first_line(ValueError(said)) == "(sqlite3.Error) disk is full"

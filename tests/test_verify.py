@@ -133,3 +133,19 @@ def test_a_stage_refuses_an_input_that_is_not_what_dvc_takes_it_for(repo, monkey
     (repo / "out/b/c").write_text(content)
     guard.require_whole(declared(repo))
     assert json.loads((repo / ".cache/hashes.json").read_text())
+    (repo / ".cache/hashes.json").write_text('{"out')  # a power cut
+    guard.require_whole(declared(repo))
+    assert json.loads((repo / ".cache/hashes.json").read_text())
+
+
+def test_what_a_kill_left_half_written_counts_for_nothing(repo, monkeypatch):
+    monkeypatch.chdir(repo)
+    shutil.copy(Path(__file__).parent.parent / ".dvcignore", repo)
+    (repo / "params.yaml").write_text("a: 1")
+    before = guard.snapshot(declared(repo, deps=(Path("out"),)))
+    (repo / "out/.a.host.77.partial").write_text("hel")
+    (repo / "out/b/.d.host.77.partial").mkdir()
+    (repo / "out/b/.d.host.77.partial/e").write_text("hel")
+    assert hashes.of(Path("out")) == md5s(repo)["out"]
+    assert guard.snapshot(declared(repo, deps=(Path("out"),))) == before
+    assert "up to date" in shell(repo, "dvc", "status").stdout

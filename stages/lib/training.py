@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from stages.lib.lora import LoraTraining
-from stages.lib.runtime import files, locks, processes, tracking
+from stages.lib.runtime import code, files, guard, locks, processes, sealed, tracking
 
 CHECKPOINTS = 4
 """Checkpoints a run: a kill costs at most a quarter of the training."""
@@ -60,7 +59,7 @@ def common(
         "logging_first_step": True,
         "save_strategy": "steps",
         "save_steps": max(1, -(-steps // CHECKPOINTS)),
-        "save_total_limit": 1,
+        "save_total_limit": 2,
         "report_to": "none",
         "seed": seed,
         # TRL switches it on by default; precision is set where the model runs (training_precision).
@@ -126,6 +125,15 @@ class Curves(TrainerCallback):
             self.on_log(args, replace(state, global_step=row["step"]), control, row)
 
 
+class Sealing(TrainerCallback):
+    """Seals every checkpoint once it is whole; the one before stays until then."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal the last one."""
+        if processes.rank() == 0:
+            sealed.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
 @contextmanager
 def checkpoints(stage: str, *inputs: Any) -> Iterator[Path]:
     """Yield where a training with exactly these inputs keeps its checkpoints; removed on success.
@@ -140,18 +148,23 @@ def checkpoints(stage: str, *inputs: Any) -> Iterator[Path]:
         inputs: paths (their content counts) and values (their repr counts).
     """
     folder = _checkpoint_folder(stage, *inputs)
+    guard.require_unchanged()
     lock = locks.take(folder.name, f"another process trains {stage} on the same inputs")
     try:
         yield folder
         processes.barrier()
-        if processes.rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+        if processes.rank() == 0 and folder.is_dir():
+            done = folder.with_name(f"{folder.name}.done")  # at once: no half of it is gone on from
+            shutil.rmtree(done, ignore_errors=True)
+            folder.rename(done)
+            shutil.rmtree(done, ignore_errors=True)
     finally:
         lock.release()
 
 
 def _checkpoint_folder(stage: str, *inputs: Any) -> Path:
-    return files.cache("checkpoints") / f"{stage}-{files.digest(*inputs)[:16]}"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return files.cache("checkpoints") / f"{stage}-{files.digest(*inputs, code.beneath(), gpu)[:16]}"
 
 
 def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
@@ -167,6 +180,7 @@ def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
     tracking.watch()
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
+    trainer.add_callback(Sealing)
     trainer.train(resume_from_checkpoint=last)
     return [
         {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
@@ -176,13 +190,18 @@ def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
 
 
 def _last(checkpoints: Path) -> str | None:
-    """Return the last whole checkpoint, and remove one that was cut short."""
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last and not (Path(last) / "trainer_state.json").is_file():
-        # The trainer writes its state last: without it the checkpoint was cut short.
-        shutil.rmtree(last)
-        last = get_last_checkpoint(str(checkpoints))
-    return last
+    last = last_whole(checkpoints)
+    return str(last) if last else None
+
+
+def last_whole(checkpoints: Path) -> Path | None:
+    """Return the last checkpoint that is whole, and remove those after it, which are not."""
+    found = {int(one.name.split("-")[1]): one for one in checkpoints.glob("checkpoint-*")}
+    for step in sorted(found, reverse=True):
+        if sealed.is_whole(found[step]):
+            return found[step]
+        shutil.rmtree(found[step])
+    return None
 
 
 def write_curves(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:

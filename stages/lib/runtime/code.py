@@ -1,10 +1,13 @@
-"""Which files of stages/ a file runs, found in their import statements."""
+"""Which files of stages/ a file runs, found in their import statements, and what runs beneath."""
 
 import ast
+import platform
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
+LIBRARIES = "torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate"
 
 
 def run_by(*files: Path) -> set[Path]:
@@ -16,6 +19,11 @@ def run_by(*files: Path) -> set[Path]:
         found.add(file)
         waiting |= imports(file) - found
     return found
+
+
+def beneath() -> list[str]:
+    """Return what results depend on below this project: versions of libraries, and the machine."""
+    return [*(metadata.version(name) for name in LIBRARIES), platform.machine()]
 
 
 def imports(file: Path) -> set[Path]:

@@ -6,6 +6,7 @@ import sys
 import time
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,23 @@ def _tracked(
     run: Callable[..., Metrics], sections: Sequence[str], arguments: dict[str, Any], record: str
 ) -> None:
     """Run a stage, under guard and in MLflow."""
-    from stages.lib.runtime import declared, guard, tracking
+    from stages.lib.runtime import declared, guard, locks, tracking
 
     started = time.perf_counter()
     stage = os.environ.get("DVC_STAGE") or Path(inspect.getfile(run)).stem
-    inputs = declared.stage(stage) if "DVC_ROOT" in os.environ else None  # DVC runs this
-    if inputs:
-        guard.require_whole(inputs)
-    before = guard.snapshot(inputs) if inputs else {}
-    shown = _sections(run, sections, arguments)
-    room.require(stage, params.read(), Path())
-    with tracking.stage_run(stage, shown, inputs) as own:
+    with ExitStack() as held:
+        inputs = None
+        if "DVC_ROOT" in os.environ:  # DVC runs this; one that was killed may have left another
+            held.enter_context(locks.of_stage(stage))
+            inputs = declared.stage(stage)
+            held.enter_context(guard.watching(inputs))
+            guard.require_whole(inputs)
+        shown = _sections(run, sections, arguments)
+        room.require(stage, params.read(), Path())
+        own = held.enter_context(tracking.stage_run(stage, shown, inputs))
         metrics = run(*shown.values(), **arguments)
         processes.leave()  # none has failed
-        if inputs:
-            guard.require_unchanged(inputs, before)
+        guard.require_unchanged()
         own.finish(metrics, seconds=time.perf_counter() - started)
     files.write_json(Path(record.format(stage=stage)), own.identity())
 

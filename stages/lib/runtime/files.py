@@ -6,15 +6,19 @@ writes; what the others write is the same, and goes nowhere.
 """
 
 import functools
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from stages.lib.runtime import processes
 from stages.lib.runtime.schema import Refusal, check_json, plain
@@ -33,8 +37,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         with _nowhere() as folder:
             yield folder / path.name
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if path.exists() and not path.is_file():  # /dev/stdout would be one file less
+        raise RecordError(f"{path}: is there and no ordinary file; name another")
+    partial = _partial(path)
     try:
         yield partial
         partial.replace(path)
@@ -49,15 +54,36 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with _nowhere() as folder:
             yield folder
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if path.exists() and not path.is_dir():
+        raise RecordError(f"{path}: is there and no folder; name another")
+    partial = _partial(path)
+    partial.mkdir()
     try:
         yield partial
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Say whether a path is one at which something is not whole yet, or lies in such a folder."""
+    return any(part.startswith(".") and part.endswith(".partial") for part in path.parts)
+
+
+def _partial(path: Path) -> Path:
+    """Return a path beside `path`, free of what an earlier process left that was killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beginning = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(beginning)}[0-9]*.partial"):
+        process = int(left.name.removeprefix(beginning).removesuffix(".partial"))
+        if process != os.getpid() and psutil.pid_exists(process):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{beginning}{os.getpid()}.partial")
 
 
 @contextmanager

@@ -6,11 +6,16 @@ for a state that never ran.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.lib.runtime import files, hashes, params
-from stages.lib.runtime.declared import Declared
 from stages.lib.runtime.schema import Refusal
+
+if TYPE_CHECKING:
+    from stages.lib.runtime.declared import Declared
 
 WHOLE = 1 << 20
 """Files up to this size in bytes are compared by content, larger ones by size and time."""
@@ -24,14 +29,14 @@ class DamagedError(Refusal):
     """An input of a stage is not what DVC takes it for."""
 
 
-def require_whole(inputs: Declared) -> None:
+def require_whole(inputs: "Declared") -> None:
     """Read what other stages made for this one, and compare it with what DVC says it is.
 
     Raises:
         DamagedError: one is something else, as after a flipped bit in DVC's cache.
     """
     place = files.cache("hashes.json")
-    memory = files.read_json(place) if place.is_file() else {}
+    memory = _remembered(place)
     before = dict(memory)
     for path, md5 in inputs.data.items():
         if path not in inputs.sources and hashes.of(Path(path), memory) != md5:
@@ -43,12 +48,41 @@ def require_whole(inputs: Declared) -> None:
         files.write_json(place, memory)
 
 
-def require_unchanged(inputs: Declared, before: dict[str, str]) -> None:
-    """Compare a stage's inputs with their snapshot of before it ran.
+def _remembered(place: Path) -> dict[str, list[str]]:
+    """Return what was read before; a memory that is damaged itself is none."""
+    try:
+        found = files.read_json(place)
+    except files.RecordError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_watched: "tuple[Declared, dict[str, str]] | None" = None
+
+
+@contextmanager
+def watching(inputs: "Declared") -> Iterator[None]:
+    """Let `require_unchanged` compare with what the inputs are as the block begins."""
+    global _watched
+    _watched = inputs, snapshot(inputs)
+    try:
+        yield
+    finally:
+        _watched = None
+
+
+def require_unchanged() -> None:
+    """Compare the inputs of the stage that runs with what they were; without one all is well.
+
+    Asked at the end, and wherever something is kept for the next run: code that was edited is not
+    the code that runs, and what this makes must not be found under the name of that.
 
     Raises:
         EditedError: one differs. The stage's command fails, so that DVC records nothing.
     """
+    if _watched is None:
+        return
+    inputs, before = _watched
     after = snapshot(inputs)
     edited = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     if edited:
@@ -59,7 +93,7 @@ def require_unchanged(inputs: Declared, before: dict[str, str]) -> None:
         )
 
 
-def snapshot(inputs: Declared) -> dict[str, str]:
+def snapshot(inputs: "Declared") -> dict[str, str]:
     """Return a fingerprint of each file and each param that a stage declares."""
     settings = params.read()
     found = {
@@ -68,7 +102,8 @@ def snapshot(inputs: Declared) -> dict[str, str]:
     }
     for path in inputs.deps:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if not file.is_dir() and "__pycache__" not in file.parts:
+            ignored = "__pycache__" in file.parts or files.is_partial(file)
+            if not file.is_dir() and not ignored:
                 found[str(file)] = _fingerprint(file)
     return found
 

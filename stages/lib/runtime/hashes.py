@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
+from stages.lib.runtime import files
+
 Memory = MutableMapping[str, list[str]]
 """By file, the state that it was read in and its MD5: what has not changed is not read again."""
 
@@ -32,7 +34,8 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for root, _, names in os.walk(folder):
         for name in names:
             file = Path(root, name)
-            yield file.relative_to(folder).as_posix(), file
+            if not files.is_partial(file):  # .dvcignore has these too
+                yield file.relative_to(folder).as_posix(), file
 
 
 def _of_file(file: Path, memory: Memory) -> str:

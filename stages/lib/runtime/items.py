@@ -11,20 +11,16 @@ line that was cut off or damaged does not count, and its item is made again.
 
 import json
 import os
-import platform
 import shutil
 import time
 import uuid
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stages.lib.runtime import code, files
-
-LIBRARIES = "torch", "transformers", "peft", "bitsandbytes"
+from stages.lib.runtime import code, files, guard, locks
 
 
 def folder() -> Path:
@@ -44,8 +40,8 @@ class Items:
             by: the module that makes them; it counts with all that it imports.
         """
         own = sorted(code.run_by(by))
-        versions = [metadata.version(name) for name in LIBRARIES]
-        scope = files.digest(kind, *made_from, *own, versions, platform.machine())
+        scope = files.digest(kind, *made_from, *own, code.beneath())
+        guard.require_unchanged()
         self.folder = folder() / kind / scope[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._mine = self.folder / f"{uuid.uuid4().hex}.jsonl"
@@ -63,10 +59,15 @@ class Items:
     def add(self, items: Mapping[str, Any]) -> None:
         """Keep items, each as plain data; they outlive a kill from here on."""
         lines = "".join(_line(key, value) for key, value in items.items())
-        with self._mine.open("a", encoding="utf-8") as out:
-            out.write(lines)
-            out.flush()
-            os.fsync(out.fileno())
+        self.folder.mkdir(parents=True, exist_ok=True)  # `make gc` may have come by
+        with self._mine.open("ab", buffering=0) as out:
+            whole = out.tell()
+            try:
+                out.write(lines.encode())
+                os.fsync(out.fileno())
+            except OSError:  # no half of a batch: the rest would be a batch of another size
+                out.truncate(whole)
+                raise
         os.utime(self.folder)
 
 
@@ -78,12 +79,15 @@ def _line(key: str, value: Any) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """Return the whole lines of a file; the last one may be half written, or be growing."""
     found = {}
-    with file.open("rb") as lines:
-        for line in lines:
-            check, _, text = line.rstrip(b"\n").partition(b" ")
-            if check == b"%08x" % zlib.crc32(text):
-                key, value = json.loads(text)
-                found[key] = value
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:  # `make gc` came by
+        return found
+    for line in content.split(b"\n"):
+        check, _, text = line.partition(b" ")
+        if check == b"%08x" % zlib.crc32(text):
+            key, value = json.loads(text)
+            found[key] = value
     return found
 
 
@@ -100,12 +104,16 @@ class Removed:
 def prune(days: float) -> Removed:
     """Remove scopes and checkpoints that nothing has used for so many days.
 
-    A run that goes on at the same time loses at most what it would have kept for the next.
+    A run that goes on at the same time loses at most what it would have kept for the next, and a
+    training nothing: its checkpoints stay.
     """
     before = time.time() - days * 86_400
-    found = [*folder().glob("*/*"), *files.cache("checkpoints").glob("*")]
+    trainings = files.cache("checkpoints").glob("*")
+    scopes = (one for one in folder().glob("*/*") if one.is_dir() and not one.is_symlink())
+    found = [*scopes, *(one for one in trainings if locks.is_free(one.name))]
     old = [one for one in found if one.stat().st_mtime <= before]
-    size = sum(file.stat().st_size for one in old for file in one.rglob("*") if file.is_file())
+    size = 0
     for one in old:
-        shutil.rmtree(one, ignore_errors=True)
+        size += sum(file.stat().st_size for file in one.rglob("*") if file.is_file())
+        shutil.rmtree(one)
     return Removed(len(old), size, len(found) - len(old))

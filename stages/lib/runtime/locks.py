@@ -1,5 +1,7 @@
 """Locks between processes of one repository, its temporary copies for experiments included."""
 
+from pathlib import Path
+
 from filelock import FileLock, Timeout
 
 from stages.lib.runtime import files, processes
@@ -14,14 +16,44 @@ def take(name: str, taken: str) -> FileLock:
         name: what is locked.
         taken: printed where another process holds it, while this one waits.
     """
-    place = files.cache("locks") / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place)
+    lock = FileLock(_place(files.cache("locks"), name))
     if processes.rank() == 0:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{taken}; waiting", flush=True)
-            lock.acquire()
+        _wait_for(lock, taken)
     processes.barrier()
     return lock
+
+
+def of_stage(stage: str) -> FileLock:
+    """Return the lock that a stage holds while it runs in this workspace.
+
+    A killed DVC may leave its stage running. The next `dvc repro` starts the stage again, and DVC
+    would record whichever output stood there when it looked.
+    """
+    lock = FileLock(_place(Path(".cache/locks"), stage))
+    _wait_for(lock, f"an earlier process of stage {stage} still runs here")
+    return lock
+
+
+def is_free(name: str) -> bool:
+    """Say whether nobody holds the lock of this name."""
+    place = files.cache("locks") / name
+    if not place.is_file():
+        return True
+    try:
+        with FileLock(place, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def _place(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def _wait_for(lock: FileLock, taken: str) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{taken}; waiting", flush=True)
+        lock.acquire()

@@ -17,10 +17,16 @@ ADVICE = {
     errno.ENFILE: "allow more open files",
     errno.ENOMEM: "free some memory",
     errno.EIO: "look after the disk",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name another place",
+    errno.ENAMETOOLONG: "take a shorter name",
+    errno.ELOOP: "name another place",
 }
 WRITTEN_OUT = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust, safetensors among them, name what Python calls errno."""
 
+NOT_WRITTEN = re.compile(r"enforce fail at inline_container|database or disk is full")
+"""What torch.save and SQLite say where a file could not be written to its end."""
 NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)|CUDA out of memory|std::bad_alloc")
 """What torch says where Python has MemoryError."""
 
@@ -37,6 +43,8 @@ def denied(error: BaseException) -> MachineError | None:
     for one in _behind(error):
         if isinstance(one, MemoryError) or NO_MEMORY.search(str(one)):
             return MachineError(f"out of memory; free some, or lower what is held at once{_KEPT}")
+        if NOT_WRITTEN.search(str(one)):
+            return MachineError(f"a file could not be written to its end; free some space{_KEPT}")
         number = _number(one)
         if number in ADVICE:
             return MachineError(f"{_said(one)}; {ADVICE[number]}{_KEPT}")

@@ -28,7 +28,7 @@ from stages.lib.anchor import Anchor
 from stages.lib.diversity import distinct
 from stages.lib.keeper import Keeper
 from stages.lib.online import Ask
-from stages.lib.runtime import files, processes, tracking
+from stages.lib.runtime import files, processes, sealed, tracking
 from stages.lib.runtime.schema import Refusal
 
 
@@ -300,7 +300,7 @@ class Training:
             self.keeper.after(self.progress.step, self.ppo.stop.max_steps)
 
     def _save(self) -> None:
-        """Write a state that a run goes on from, whole, and remove the one before."""
+        """Write a state that a run goes on from, whole; of those before, the last one stays."""
         if processes.rank():
             return
         name = f"checkpoint-{self.progress.step}"
@@ -310,18 +310,16 @@ class Training:
                 save_file(plain, folder / f"{kind}.safetensors")
             torch.save([o.state_dict() for o in self.optimisers], folder / "optimisers.pt")
             files.write_json(folder / "progress.json", asdict(self.progress))
-        for other in self.checkpoints.glob("checkpoint-*"):
-            if other.name != name:
-                shutil.rmtree(other)
+            sealed.seal(folder)
+        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+        for other in found[:-2]:
+            shutil.rmtree(other)
 
     def _resume(self) -> None:
         """Take up the last whole state, if there is one."""
-        steps = processes.from_first(
-            lambda: [int(p.name.split("-")[1]) for p in self.checkpoints.glob("checkpoint-*")]
-        )
-        if not steps:
+        folder = processes.from_first(lambda: training.last_whole(self.checkpoints))
+        if folder is None:
             return
-        folder = self.checkpoints / f"checkpoint-{max(steps)}"
         for kind, own in (("policy", self.policy), ("value", self.value)):
             saved = load_file(folder / f"{kind}.safetensors")
             with torch.no_grad():

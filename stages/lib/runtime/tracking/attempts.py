@@ -47,6 +47,19 @@ def close_dead(store: Store) -> None:
         process = run.data.tags.get(PROCESS)
         if process and _dead(process):
             store.client.set_terminated(run.info.run_id, "KILLED")
+            end_parent(store, run.data.tags["mlflow.parentRunId"], "KILLED")
+
+
+def end_parent(store: Store, parent: str, status: str) -> None:
+    """Give a pipeline run the status of its last stage, unless another stage of it still runs.
+
+    An attempt that fails takes nothing from a complete one: its results are in the cache.
+    """
+    where = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+    if store.runs(where):
+        return
+    complete = store.client.get_run(parent).data.tags.get("plumbline.complete") == "true"
+    store.client.set_terminated(parent, "FINISHED" if complete else status)
 
 
 def supersede(store: Store, parent: str, stage: str, by: str) -> None:
@@ -63,7 +76,9 @@ def reopen(store: Store, run: str, *, instead_of: str, parent: str) -> Any:
     Returns:
         The run, or None where it is gone.
     """
-    earlier = store.client.get_run(run)
+    earlier = store.run(run)
+    if earlier is None:
+        return None
     if earlier.info.lifecycle_stage == "deleted" or earlier.info.experiment_id != store.experiment:
         return None
     store.client.update_run(run, status="RUNNING")

@@ -143,11 +143,7 @@ class StageRun:
 
         def act() -> None:
             self.store.client.set_terminated(self.run_id, status)
-            # The pipeline run is as its last stage is, so that none is left running. An attempt
-            # that fails takes nothing from a complete one: its results are in the cache.
-            parent = self.store.client.get_run(self.parent_id)
-            complete = parent.data.tags.get("plumbline.complete") == "true"
-            self.store.client.set_terminated(self.parent_id, "FINISHED" if complete else status)
+            attempts.end_parent(self.store, self.parent_id, status)
 
         self.attempt(act)
 

@@ -23,8 +23,9 @@ from stages.lib.runtime.schema import Refusal
 # a third would come after a pause of 4 s and make it 20.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-# SQLite is migrated on first use; alembic's narration of it says nothing to a user.
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+# SQLite is migrated on first use; alembic's narration of it says nothing to a user. Nor does the
+# traceback that MLflow prints of an error before it throws it: StageRun says that in a line.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 
 EXPERIMENT = "plumbline"
 BATCH = 100  # params that a server takes in one call
@@ -72,7 +73,8 @@ def answering() -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """Return what an error says, at most 200 characters of it."""
-    return shown(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__
+    lines = [one for one in shown(str(error)).splitlines() if "autoflush" not in one]
+    return lines[0][:200] if lines else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,17 @@ class Store:
             token = page.token
             if not token:
                 return found
+
+    def run(self, run: str) -> Any | None:
+        """Return a run; None where this store has none of that name."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def log_params(self, run: str, values: Mapping[str, Any]) -> None:
         """Log any number of params."""
