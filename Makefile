@@ -58,27 +58,27 @@ sync: .venv/ready
 
 # make freeze POLICY=dpo ROUND=1
 freeze: .venv/ready
-	@python -m stages.lib.commands.freeze "$(POLICY)" "$(ROUND)"
-	@dvc add --quiet data/rounds/$(ROUND)
+	@python -m stages.lib.commands.freeze "$$POLICY" "$$ROUND"
+	@dvc add --quiet "data/rounds/$$ROUND"
 
 # make export POLICY=dpo [MERGED=1] [OUT=exports/dpo]
 export: .venv/ready
-	@python -m stages.lib.commands.export "$(POLICY)" "$(or $(OUT),exports/$(POLICY))" $(if $(MERGED),--merged)
+	@python -m stages.lib.commands.export "$$POLICY" "$${OUT:-exports/$$POLICY}" $(if $(MERGED),--merged)
 
 # make harness POLICY=dpo TASKS=hellaswag,truthfulqa_mc2 [LIMIT=100] [INCLUDE=folder] [BATCH=8]
 harness: .venv/ready
-	@python -m stages.lib.commands.harness "$(POLICY)" "$(TASKS)" $(if $(LIMIT),--limit '$(LIMIT)') \
-		$(if $(INCLUDE),--include '$(INCLUDE)') $(if $(BATCH),--batch '$(BATCH)')
+	@python -m stages.lib.commands.harness "$$POLICY" "$$TASKS" $(if $(LIMIT),--limit "$$LIMIT") \
+		$(if $(INCLUDE),--include "$$INCLUDE") $(if $(BATCH),--batch "$$BATCH")
 
 # make label LABELER=ann [CRITERION=helpful] [TASK=thumbs] [PORT=8765]
-ASKED = $(if $(LABELER),'$(LABELER)',$(error say who labels: make $@ LABELER=ann)) \
-	$(if $(CRITERION),--criterion '$(CRITERION)') $(if $(TASK),--task '$(TASK)')
+ASKED = $(if $(LABELER),"$$LABELER",$(error say who labels: make $@ LABELER=ann)) \
+	$(if $(CRITERION),--criterion "$$CRITERION") $(if $(TASK),--task "$$TASK")
 label: .venv/ready
-	@python -m stages.lib.commands.label $(ASKED) $(if $(PORT),--port '$(PORT)')
+	@python -m stages.lib.commands.label $(ASKED) $(if $(PORT),--port "$$PORT")
 
 # make label-export LABELER=ann OUT=ann.html
 label-export: .venv/ready
-	@python -m stages.lib.commands.label $(ASKED) --export $(if $(OUT),'$(OUT)',$(error say where to: OUT=ann.html))
+	@python -m stages.lib.commands.label $(ASKED) --export $(if $(OUT),"$$OUT",$(error say where to: OUT=ann.html))
 
 # make convert ARGS="label-studio-out tasks.json --criterion harmless"
 convert: .venv/ready
@@ -86,7 +86,7 @@ convert: .venv/ready
 
 # make gc [DAYS=30]: what .cache keeps of answers and stopped trainings, unused for so long
 gc: .venv/ready
-	@python -m stages.lib.commands.gc --days '$(or $(DAYS),30)'
+	@python -m stages.lib.commands.gc --days "$${DAYS:-30}"
 
 # make verify [ARGS=--remove]
 verify: .venv/ready

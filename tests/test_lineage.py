@@ -134,16 +134,16 @@ SYNC = ["python", "-m", "stages.lib.commands.sync"]
 
 
 def test_what_ran_while_the_server_was_away_is_logged_later_as_run_and_not_as_reused(clean):
-    change(clean, "policies.dpo.beta", 0.5)
-    shell(clean, "dvc", "repro", "align@dpo")
-    there = json.loads((clean / "reports/runs/align@dpo.json").read_text())["run_id"]
+    change(clean, "scorers.harm.batch_tokens", 2048)
+    shell(clean, "dvc", "repro", "score@harm")
+    there = json.loads((clean / "reports/runs/score@harm.json").read_text())["run_id"]
     shell(clean, *AWAY, "dvc", "repro")
     card = json.loads((clean / "reports/pipeline.json").read_text())
-    assert card["run_id"] == card["stages"]["evaluate@dpo"] == ""
+    assert card["run_id"] == card["stages"]["report"] == ""
     assert f"workspace was logged with {len(STAGES)} stages" in shell(clean, *SYNC).stdout
     parent, children = parents(clean)[card["config"]]
-    require_complete(parent, children, OF_DPO)
-    assert children["align@dpo"].info.run_id == there
+    require_complete(parent, children, {"score@harm", "report"})
+    assert children["score@harm"].info.run_id == there
     assert "workspace is there already" in shell(clean, *SYNC).stdout
 
 

@@ -69,6 +69,8 @@ def test_a_frozen_policy_stays_when_the_policy_is_trained_again(policy, tmp_path
     [
         ("ppo", "1", r"models/policies/ppo: no adapter is there; `dvc repro align@ppo` makes it"),
         ("dpo", "one", r"make freeze POLICY=name ROUND=number: a policy's name and a whole number"),
+        ("dpo", "²", r"make freeze POLICY=name ROUND=number"),
+        ("../dpo", "2", r"make freeze POLICY=name ROUND=number"),
         ("", "", r"make freeze POLICY=name ROUND=number"),
     ],
 )

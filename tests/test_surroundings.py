@@ -1,9 +1,7 @@
 """What the machine denies is said in one line; what is a bug keeps its traceback."""
 
 import errno
-import importlib
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stages.lib.runtime import params, surroundings
+from stages.lib.runtime import surroundings
 from stages.lib.runtime.tracking import attempts
 
 ROOT = Path(__file__).parent.parent
@@ -121,41 +119,3 @@ def test_a_process_that_is_gone_is_dead():
     assert not attempts._dead(signature)
     child.communicate()
     assert attempts._dead(signature)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["compare"], ["readme"], ["plan"], ["export", "dpo", "out"], ["label", "ann"], ["harness", "dpo", "x"]],
-    ids=lambda words: words[0],
-)  # fmt: skip
-def test_a_command_refuses_a_params_file_that_is_none(words, tmp_path, monkeypatch, capsys):
-    (tmp_path / "params.yaml").write_text("seed: 1\nseed: 2\n")
-    (tmp_path / "README.md").write_text("")
-    (tmp_path / "models/policies/dpo").mkdir(parents=True)
-    (tmp_path / "models/policies/dpo/adapter_config.json").write_text("{}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", words)
-    assert importlib.import_module(f"stages.lib.commands.{words[0]}").main() == 1
-    assert capsys.readouterr().err == (
-        "ParamError: params.yaml:2: 'seed' stands here a second time; rename it\n"
-    )
-
-
-def test_the_params_of_a_revision_are_named_by_it():
-    with pytest.raises(params.ParamError, match=r"^HEAD: params.yaml: must be a mapping"):
-        params.parse("- 1\n", "HEAD: params.yaml")
-    with pytest.raises(params.ParamError, match=r"^params.yaml has no 'report'; it has seed$"):
-        params.part({"seed": 1}, "report")
-
-
-def test_what_dvc_refuses_is_a_line_of_a_command_as_well(tmp_path, monkeypatch, capsys):
-    shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    (tmp_path / "params.yaml").write_text("policies: 1\n")
-    for words in (["git", "init", "-q"], ["dvc", "init", "-q"]):
-        subprocess.run(words, cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["plan"])
-    assert importlib.import_module("stages.lib.commands.plan").main() == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "dvc.yaml" in said

@@ -9,12 +9,11 @@ prompts under the same random numbers. An experiment that was asked others is na
 import argparse
 import csv
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.lib import scores
 from stages.lib.commands import refusal, revisions
@@ -22,13 +21,14 @@ from stages.lib.commands.revisions import Revision
 from stages.lib.records import Evaluated
 from stages.lib.reporting import comparison
 from stages.lib.reporting.comparison import Plan, Scoring
-from stages.lib.runtime import params
+from stages.lib.runtime import files, params
 from stages.lib.runtime.files import RecordError
-from stages.lib.runtime.schema import Refusal, check
+from stages.lib.runtime.schema import Refusal, check, check_json
 from stages.lib.runtime.tracking.store import flatten
 from stages.lib.scores import Key, Score
 
 COSTS = {"perplexity": "perplexity", "dist2": "dist-2", "kl_exact": "KL"}
+T = TypeVar("T")
 DIGITS = {"perplexity": 1, "dist-2": 3, "KL": 1}
 
 
@@ -71,18 +71,15 @@ def gather(found: Sequence[Revision], model: str | None) -> list[Entry]:
 
 def _entries(revision: Revision, model: str | None) -> list[tuple[str, Entry]]:
     settings = flatten(params.parse(revision.read("params.yaml"), f"{revision.name}: params.yaml"))
-    numbers = json.loads(revision.read("reports/comparison.json"))
+    numbers = files.plain_json(revision.read("reports/comparison.json"), "reports/comparison.json")
     said = _said(revision, model) if model else {}
+    with refusal.of_the_graph("reports/comparison.json"):
+        policies = dict(numbers["policies"])
     found = []
-    for policy, estimates in numbers["policies"].items():
+    for policy, estimates in policies.items():
         text = revision.read(f"data/evaluations/{policy}/answers.jsonl")
         label = policy if revision.name == "HEAD" else f"{revision.name}/{policy}"
-        rows = [
-            check(json.loads(line), Evaluated, f"{label}: line {number}", RecordError)
-            # not splitlines, which also splits at U+2028, and texts hold that
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
+        rows = _records(text, Evaluated, label)
         if model:
             rows = [_scored(row, policy, model, said) for row in rows]
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -93,9 +90,16 @@ def _entries(revision: Revision, model: str | None) -> list[tuple[str, Entry]]:
 def _said(revision: Revision, model: str) -> dict[Key, float]:
     """Return what a model of `scorers` says of the answers of a revision."""
     text = revision.read(f"data/scores/{model}/{scores.SCORES}")
-    where = f"{revision.name}: score"
-    lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-    return {one.key: one.score for one in (check(li, Score, where, RecordError) for li in lines)}
+    return {one.key: one.score for one in _records(text, Score, f"{revision.name}: score")}
+
+
+def _records(text: str, into: type[T], where: str) -> list[T]:
+    return [
+        check_json(line.encode(), into, f"{where}: line {number}", RecordError)
+        # not splitlines, which also splits at U+2028, and texts hold that
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
 
 
 def _scored(row: Evaluated, policy: str, model: str, said: Mapping[Key, float]) -> Evaluated:
@@ -130,11 +134,12 @@ def compare(
 
 
 def _estimates(entry: Entry, plan: Plan) -> dict[str, Any]:
-    costs = entry.estimates["cost"]
-    return {
-        plan.metric: entry.estimates["independent"][plan.metric],
-        **{shown: costs[key] for key, shown in COSTS.items() if key in costs},
-    }
+    with refusal.of_the_graph("reports/comparison.json"):
+        costs = entry.estimates["cost"]
+        return {
+            plan.metric: entry.estimates["independent"][plan.metric],
+            **{shown: costs[key] for key, shown in COSTS.items() if key in costs},
+        }
 
 
 def _differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -198,12 +203,12 @@ def main() -> None:
     settings = params.read()
     keys = set(Plan.model_fields)
     plan = check(
-        {k: v for k, v in params.part(settings, "report").items() if k in keys},
+        {k: v for k, v in params.section(settings, "report").items() if k in keys},
         Plan,
         "params.yaml: report",
         Refusal,
     )
-    entry = params.part(settings, "scorers").get(plan.independent)
+    entry = params.section(settings, "scorers").get(plan.independent)
     models = {plan.independent: entry["sets"]} if entry else {}
     scoring = Scoring(
         plan.independent, [], params.part(settings, "evaluate.threshold"), models=models

@@ -18,6 +18,7 @@ labelers and their ids in the tool.
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -114,8 +115,14 @@ def add(
     """
     by_labeler: dict[str, list[tuple[str, AnyLabel]]] = defaultdict(list)
     for where, label in found:
-        if "/" in label.labeler:
+        if not people.is_name(label.labeler):
             raise RecordError(f"{where}: labeler {label.labeler} cannot be the name of a file")
+        for file in sorted((root / LABELS).glob("*.jsonl")):
+            if file.stem != label.labeler and file.stem.casefold() == label.labeler.casefold():
+                raise RecordError(
+                    f"{where}: labeler {label.labeler}: {file.name} is there, and one person under "
+                    "two names would vote twice"
+                )
         by_labeler[label.labeler].append((where, label))
     counts, lines = {}, {}
     with ExitStack() as stack:
@@ -273,7 +280,11 @@ def _added(root: Path, read: Read, asked: argparse.Namespace) -> list[str]:
         f"{LABELS / labeler}.jsonl: {count['new']} new, {count['present']} there already"
         for labeler, count in counts.items()
     ]
-    return [*said, *_reported(read.left_out)] or ["no label was found"]
+    said += _reported(read.left_out)
+    if not said:
+        named = ", ".join(map(str, asked.files))
+        raise ConvertError(f"{named}: no label was found; is this what the tool exported?")
+    return said
 
 
 def _reported(left_out: Mapping[str, int]) -> list[str]:
@@ -312,6 +323,12 @@ def _pairs_csv_out(root: Path, asked: argparse.Namespace) -> list[str]:
     return said
 
 
+def _count(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert", description="completions and labels to other tools and back"
@@ -324,8 +341,8 @@ def _parser() -> argparse.ArgumentParser:
         out.add_argument("--criterion", help="what is asked; with --labels, those of it alone")
         out.add_argument("--role", action="append", default=[], help="of the prompts")
         out.add_argument("--sampler", action="append", default=[], help="of the completions")
-        out.add_argument("--completions", type=int, help="tasks with this number of them")
-        out.add_argument("--first", type=int, help="at most this number of tasks, by hash")
+        out.add_argument("--completions", type=_count, help="tasks with this number of them")
+        out.add_argument("--first", type=_count, help="at most this number of tasks, by hash")
         out.add_argument("--users", type=Path, help="JSON: labelers and their ids in the tool")
         back = verbs.add_parser(f"{tool}-in", help="add what the tool exported to data/labels")
         back.add_argument("files", type=Path, nargs="+")

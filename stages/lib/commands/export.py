@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from dvc.repo import Repo
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from stages.lib.base import Base
 from stages.lib.commands import refusal
-from stages.lib.runtime import files, params
+from stages.lib.runtime import files, hashes, params
 from stages.lib.runtime.schema import Refusal
 
 MEASURES = (
@@ -46,7 +47,7 @@ def export(root: Path, policy: str, out: Path, *, merged: bool) -> Path:
             f"{source}: no adapter is there; `dvc repro align@{policy}` makes it, and a policy "
             "with `algorithm: none` has none"
         )
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise Refusal(f"{out}: is there already; name another folder, or remove it")
     text = card(root, policy, merged=merged)
     with files.whole_folder(out) as folder:
@@ -59,6 +60,23 @@ def export(root: Path, policy: str, out: Path, *, merged: bool) -> Path:
     return out
 
 
+def require_whole(policy: str) -> None:
+    """Refuse an adapter that was cut short or changed since the graph made it.
+
+    Raises:
+        Refusal: it is not what dvc.lock says.
+    """
+    source = Path("models/policies") / policy
+    with Repo() as repo:
+        made = [out for out in repo.index.outs if Path(out.fs_path) == source.absolute()]
+        recorded = [out.hash_info.value for out in made if out.hash_info]
+    if source.is_dir() and recorded != [hashes.of(source)]:
+        raise Refusal(
+            f"{source}: is not what dvc.lock says; `make verify` says more, and `dvc repro` makes "
+            "it again"
+        )
+
+
 def card(root: Path, policy: str, *, merged: bool) -> str:
     """Return the model card.
 
@@ -67,32 +85,40 @@ def card(root: Path, policy: str, *, merged: bool) -> str:
     """
     tree = params.read(root / "params.yaml")
     numbers = files.read_json(root / "reports/comparison.json")
-    if policy not in numbers["verdicts"]:
-        raise Refusal(
-            f"reports/comparison.json: has no verdict on {policy}; `dvc repro` makes the report"
-        )
-    baseline = tree["report"]["baseline"]
+    baseline = params.part(tree, "report.baseline")
+    with refusal.of_the_graph("reports/comparison.json"):
+        if policy not in numbers["verdicts"]:
+            raise Refusal(
+                f"reports/comparison.json: has no verdict on {policy}; `dvc repro` makes the report"
+            )
+        lines = list(_lines(numbers, policy, baseline))
     folder = Path(__file__).parent
     templates = Environment(
         loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    return templates.get_template("model_card.md.j2").render(
-        policy=policy,
-        merged=merged,
-        entry=tree["policies"][policy],
-        base=files.read_json(root / "models/base/identity.json"),
-        held=tree["base"],
-        evaluate=tree["evaluate"],
-        report=tree["report"],
-        verdict=_verdict(root, policy),
-        lines=list(_lines(numbers, policy, baseline)),
-    )
+    given = {
+        "entry": params.part(tree, f"policies.{policy}"),
+        "base": files.read_json(root / "models/base/identity.json"),
+        "held": params.part(tree, "base"),
+        "evaluate": params.part(tree, "evaluate"),
+        "report": params.part(tree, "report"),
+        "verdict": _verdict(root, policy),
+    }
+    try:
+        return templates.get_template("model_card.md.j2").render(
+            policy=policy, merged=merged, lines=lines, **given
+        )
+    except UndefinedError as error:
+        raise Refusal(
+            f"the model card wants more than params.yaml and models/base/identity.json have: "
+            f"{error}; `dvc repro` makes both fit"
+        ) from None
 
 
 def _verdict(root: Path, policy: str) -> str:
     """Return the sentence of reports/verdict.txt on a policy."""
-    said = (root / "reports/verdict.txt").read_text(encoding="utf-8").split("\n\n")
+    said = files.read_text(root / "reports/verdict.txt").split("\n\n")
     found = [" ".join(part.split()) for part in said if part.startswith(f"{policy}: ")]
     if not found:
         raise Refusal(f"reports/verdict.txt: says nothing of {policy}; `dvc repro` makes it")
@@ -125,6 +151,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--merged", action="store_true", help="a whole model, not the adapter")
     given = parser.parse_args()
+    require_whole(given.policy)
     out = export(Path(), given.policy, given.out, merged=given.merged)
     print(f"{out}: README.md is its card")
 

@@ -7,6 +7,7 @@ graph. A sampler that read models/policies/<policy> itself would close a circle:
 make the pairs that the policy learns from.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def freeze(root: Path, policy: str, number: str) -> Path:
         Refusal: there is no such policy with an adapter, or the round is there already.
     """
     source, target = root / "models/policies" / policy, root / "data/rounds" / number
-    if not policy or not number.isdigit():
+    if "/" in policy or not policy or not re.fullmatch("[0-9]+", number):
         raise Refusal(f"{USAGE}: a policy's name and a whole number")
     if not (source / "adapter_config.json").is_file():
         raise Refusal(

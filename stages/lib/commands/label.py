@@ -9,13 +9,10 @@ no model.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from stages.lib import selection
 from stages.lib.commands import refusal
@@ -24,7 +21,7 @@ from stages.lib.labelers.people import People
 from stages.lib.labelling import page, plan, server
 from stages.lib.labelling.book import Book
 from stages.lib.labelling.page import Sheet
-from stages.lib.records import Completion, Name, Prompt
+from stages.lib.records import Completion, Prompt
 from stages.lib.runtime import files, params
 from stages.lib.runtime.params import ParamError
 from stages.lib.runtime.schema import Refusal
@@ -96,13 +93,7 @@ def require_labeler(labeler: str, asked: People, labelers: dict[str, Any]) -> No
         LabelError: it is no name, is a labeler's of another kind, is none of the team, or differs
             from a colleague's in case only.
     """
-    try:
-        TypeAdapter(Name).validate_python(labeler, strict=True)
-    except ValidationError:
-        fits = False
-    else:
-        fits = not re.search("[/:]", labeler)  # it becomes the name of a file
-    if not fits:
+    if not people.is_name(labeler):
         raise LabelError(
             f"LABELER={labeler}: a name begins with a letter or digit and has letters, digits and "
             "_ . # - only, as in `make label LABELER=ann`"

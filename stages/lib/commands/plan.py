@@ -23,6 +23,7 @@ from stages.lib.commands.revisions import record
 from stages.lib.runtime import files, needs, params, room
 from stages.lib.runtime.needs import Need
 from stages.lib.runtime.room import GIB, Room, RoomError
+from stages.lib.runtime.schema import Refusal
 from stages.lib.runtime.tracking.store import flatten
 
 
@@ -51,6 +52,9 @@ def plan(targets: Sequence[str] = (), *, gpu: bool = False) -> list[Step]:
                    if s.addressing in status}  # fmt: skip
         graph = repo.index.graph
         by_name = {stage.addressing: stage for stage in graph}
+        for target in targets:
+            if not any(_of(name, [target]) for name in by_name):
+                raise Refusal(f"{target}: no such stage; there are {', '.join(sorted(by_name))}")
         wanted = {name for name in by_name if not targets or _of(name, targets)}
         upstream = {
             s.addressing for name in wanted for s in networkx.descendants(graph, by_name[name])
@@ -77,7 +81,8 @@ def _step(stage: Any, why: str, need: Need | None) -> Step:
     card = Path(record(stage.addressing))
     last = files.read_json(card) if card.is_file() else {}
     disk = sum(out.meta.size or 0 for out in stage.outs if out.meta)
-    return Step(stage.addressing, why, last.get("seconds"), last.get("peak_mib"), disk, need)
+    with refusal.of_the_graph(str(card)):
+        return Step(stage.addressing, why, last.get("seconds"), last.get("peak_mib"), disk, need)
 
 
 def reasons(stage: Any, changes: Sequence[Any]) -> list[str]:

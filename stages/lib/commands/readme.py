@@ -78,14 +78,16 @@ def current(root: Path) -> str:
     """Return the table of a repository's results."""
     settings = params.read(root / "params.yaml")
     found = files.read_json(root / "reports/metrics.json")
-    return table(found, params.part(settings, "report"), list(params.part(settings, "policies")))
+    report = params.section(settings, "report")
+    with refusal.of_the_graph("reports/metrics.json"):
+        return table(found, report, list(params.section(settings, "policies")))
 
 
 @refusal.in_one_line
 def main() -> None:
     """Renew README.md."""
     path = Path("README.md")
-    files.write_text(path, renewed(path.read_text(encoding="utf-8"), current(Path())))
+    files.write_text(path, renewed(files.read_text(path), current(Path())))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class Revision:
             raise AbsentError(
                 f"{self.name}: {path} is not in DVC's cache; `dvc pull` or `dvc repro` brings it"
             ) from None
+        except UnicodeDecodeError as error:
+            raise Refusal(f"{self.name}: {path}: not UTF-8: {error}") from None
 
 
 class AbsentError(Refusal):

@@ -7,7 +7,6 @@ so it may be called at any time.
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from stages.lib.commands import refusal, revisions
 from stages.lib.commands.revisions import Revision
-from stages.lib.runtime import params
+from stages.lib.runtime import files, params
 from stages.lib.runtime.tracking import attempts, pipeline, store
 from stages.lib.runtime.tracking.store import Store
 
@@ -39,22 +38,28 @@ def sync(found: list[Revision]) -> dict[str, str]:
 
 
 def _one(connection: Store, revision: Revision) -> str:
-    card = json.loads(revision.read("reports/pipeline.json"))
+    card = _json(revision, "reports/pipeline.json")
     # All of it is read before anything is logged: what is not at hand leaves no half of a run.
-    found = [json.loads(revision.read(revisions.record(stage))) for stage in card["stages"]]
+    with refusal.of_the_graph("reports/pipeline.json"):
+        found = [_json(revision, revisions.record(stage)) for stage in card["stages"]]
+        artifacts = {Path(path).name: revision.read(path) for path in card["artifacts"]}
+        config = str(card["config"])
     settings = params.parse(revision.read("params.yaml"), f"{revision.name}: params.yaml")
-    artifacts = {Path(path).name: revision.read(path) for path in card["artifacts"]}
     with store.locked():
-        known = connection.runs(store.of_config(card["config"]))
+        known = connection.runs(store.of_config(config))
         if any(run.data.tags.get("plumbline.complete") == "true" for run in known):
             return "is there already"
         parent = known[0].info.run_id if known else _parent(connection, revision, card)
-        pipeline.fill(connection, parent, card["config"], found, settings)
+        pipeline.fill(connection, parent, config, found, settings)
         for name, text in artifacts.items():
             connection.client.log_text(parent, text, name)
         connection.client.set_tag(parent, "plumbline.complete", "true")
         connection.client.set_terminated(parent, "FINISHED")
     return f"was logged with {len(found)} stages"
+
+
+def _json(revision: Revision, path: str) -> Any:
+    return files.plain_json(revision.read(path), f"{revision.name}: {path}")
 
 
 def _parent(connection: Store, revision: Revision, card: dict[str, Any]) -> str:

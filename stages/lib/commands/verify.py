@@ -70,12 +70,16 @@ def verify(*, remove: bool) -> str:
         cache = Path(repo.cache.local.path)
         found = objects(cache)
         bad = damaged(found)
-        changed = [out for out in outputs(repo) if hashes.of(out.path) != out.md5]
+        made = list(outputs(repo))
+        changed = [out for out in made if hashes.of(out.path) != out.md5]
     names = {path.parent.name + path.name for path in bad}
     restored = [out.path for out in changed if names & made_of(out, cache)]
     edited = [out.path for out in changed if out.path not in restored]
     if not names and not changed:
-        return f"{len(found):,} objects of DVC's cache and all outputs are what dvc.lock says"
+        return (
+            f"{len(found):,} objects of DVC's cache are what their names say, and {len(made):,} "
+            "outputs what dvc.lock says"
+        )
     gone = [*map(str, restored), *(f"{name} in DVC's cache" for name in sorted(names))]
     told = []
     if gone:

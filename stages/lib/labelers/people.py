@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,9 +24,18 @@ from stages.lib.records import (
 )
 from stages.lib.runtime import files
 from stages.lib.runtime.files import RecordError
-from stages.lib.runtime.schema import Strict, check
+from stages.lib.runtime.schema import Refusal, Strict, check
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def is_name(labeler: str) -> bool:
+    """Say whether a labeler's name can be that of their file, on any machine."""
+    try:
+        check(labeler, Name, "")
+    except Refusal:
+        return False
+    return not re.search("[/:]", labeler) and len(labeler) <= 100
 
 
 class People(Strict):

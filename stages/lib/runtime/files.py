@@ -114,6 +114,15 @@ def read_json(path: Path) -> Any:
     return plain(path.read_bytes(), str(path), RecordError)
 
 
+def plain_json(text: str, where: str) -> Any:
+    """Return what a text of JSON holds.
+
+    Raises:
+        RecordError: it is no JSON.
+    """
+    return plain(text.encode(), where, RecordError)
+
+
 def read_text(path: Path, *, absent: str = "") -> str:
     """Read a text file in UTF-8.
 

@@ -76,6 +76,18 @@ def part(settings: Any, section: str, where: str = "params.yaml") -> Any:
     return found
 
 
+def section(settings: Any, name: str, where: str = "params.yaml") -> dict[str, Any]:
+    """Return a section of names to values.
+
+    Raises:
+        ParamError: it is not there, or something else.
+    """
+    found: dict[str, Any] = check(
+        part(settings, name, where), dict[str, Any], f"{where}: {name}", ParamError
+    )
+    return found
+
+
 def at(settings: Any, key: str) -> Any:
     """Return what a dotted key leads to in plain data; None where there is nothing."""
     for part in key.split("."):

@@ -136,8 +136,11 @@ def connect() -> Store:
 
     mlflow.set_tracking_uri(uri())
     with locked():
-        client = MlflowClient()
-        experiment = client.get_experiment_by_name(EXPERIMENT)
+        try:
+            client = MlflowClient()
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+        except Exception as error:  # of an address that is none, a driver, a file of something else
+            raise StoreError(f"MLflow at {shown(uri())}: {first_line(error)}") from error
         return Store(client, experiment.experiment_id if experiment else _experiment(client))
 
 
