@@ -15,6 +15,7 @@ GRAPH = (
     "tests/test_lineage.py",
     "tests/test_pipeline.py",
     "tests/test_sharing.py",
+    "tests/test_faults.py",
 )
 """Their tests share one workspace, which takes minutes to build."""
 
