@@ -88,7 +88,7 @@ def _tracked(
         processes.leave()  # none has failed
         guard.require_unchanged()
         own.finish(metrics, seconds=time.perf_counter() - started)
-    files.write_json(Path(record.format(stage=stage)), own.identity())
+        files.write_json(Path(record.format(stage=stage)), own.identity())
 
 
 def _sections(

@@ -1,5 +1,7 @@
 """Locks between processes of one repository, its temporary copies for experiments included."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,15 +25,19 @@ def take(name: str, taken: str) -> FileLock:
     return lock
 
 
-def of_stage(stage: str) -> FileLock:
-    """Return the lock that a stage holds while it runs in this workspace.
+@contextmanager
+def of_stage(stage: str) -> Iterator[None]:
+    """Hold a lock while a stage runs in this workspace, once no other process of it does.
 
     A killed DVC may leave its stage running. The next `dvc repro` starts the stage again, and DVC
     would record whichever output stood there when it looked.
     """
     lock = FileLock(_place(Path(".cache/locks"), stage))
     _wait_for(lock, f"an earlier process of stage {stage} still runs here")
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_free(name: str) -> bool:
