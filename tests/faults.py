@@ -66,6 +66,8 @@ class Try:
     """The last line that the disturbed run printed."""
     faults: list[str]
     """What did not hold; empty where all did."""
+    cut: bool = False
+    """Whether DVC's own note, .dvc/tmp/rwlock, was cut short, so that `make verify` had to remove it."""
 
 
 @dataclass(frozen=True)
@@ -399,6 +401,10 @@ def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
     faults = [one for some in more for one in some]
     faults += [f"a traceback: {_last_line(shown)}"] * ("Traceback" in shown)
     again = shell(graph.folder, *command(stage), check=False)  # what was kept may be found
+    cut = "Unable to read RWLock-file" in again.stderr
+    if cut:  # DVC does not write it whole or not at all
+        shell(graph.folder, "python", "-m", "stages.lib.commands.verify", "--remove")
+        again = shell(graph.folder, *command(stage), check=False)
     said = again.stdout + again.stderr
     if again.returncode:
         faults.append(f"the next run failed: {_last_line(said)}")
@@ -412,7 +418,7 @@ def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
     ghosts = runs(graph.folder, "attributes.status = 'RUNNING'")
     faults += [f"run {ghost.info.run_id} is still open" for ghost in ghosts]
     faults += [f"{left} is left behind" for left in graph.folder.rglob(".*.partial")]
-    return Try(kind, stage, how, int(hit), _told(shown), faults)
+    return Try(kind, stage, how, int(hit), _told(shown), faults, cut)
 
 
 def _told(shown: str) -> str:
@@ -479,7 +485,8 @@ def table(done: list[Try]) -> str:
     lines.append(
         f"| all | {len({one.stage for one in hit})} | {sum(one.hit for one in hit)} | {sum(bool(one.faults) for one in hit)} | |"
     )
-    return "\n".join(lines)
+    cut = sum(one.cut for one in done)
+    return "\n".join([*lines, "", f"DVC's own .dvc/tmp/rwlock was cut short in {cut} tries."])
 
 
 if __name__ == "__main__":

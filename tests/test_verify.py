@@ -109,6 +109,18 @@ def test_a_damaged_file_takes_its_folder_with_it(repo):
     assert md5s(repo) == before
 
 
+def test_dvc_s_own_note_that_a_kill_cut_short_is_removed(repo):
+    note = repo / ".dvc/tmp/rwlock"
+    note.write_text('{"/a/b": {"wri')
+    stuck = shell(repo, "dvc", "repro", check=False)
+    assert "Unable to read RWLock-file" in stuck.stderr, "DVC mends it by itself now; this can go"
+    assert "cut short: .dvc/tmp/rwlock" in verify(repo).stderr
+    done = verify(repo, "--remove")
+    assert (done.returncode, "deleted" in done.stdout) == (0, True)
+    shell(repo, "dvc", "repro")
+    assert verify(repo).returncode == 0
+
+
 def test_what_somebody_changed_by_hand_is_said_and_left_alone(repo):
     (repo / "file").chmod(0o644)
     (repo / "file").write_text("mine\n")

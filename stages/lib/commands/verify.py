@@ -3,9 +3,10 @@
     python -m stages.lib.commands.verify [--remove]
 
 Objects of the cache are named by their content. With --remove those that are damaged go, and so
-does what was restored from them, so that `dvc repro` makes it again. An output that differs though
-its objects are whole was changed by hand, and stays. The status is 1 where something is wrong and
-stays.
+does what was restored from them, so that `dvc repro` makes it again. So does DVC's own note of what
+it reads and writes, .dvc/tmp/rwlock, where a kill cut it short: DVC does without, but not with a
+half. An output that differs though its objects are whole was changed by hand, and stays. The status
+is 1 where something is wrong and stays.
 """
 
 import argparse
@@ -70,18 +71,22 @@ def verify(*, remove: bool) -> str:
         cache = Path(repo.cache.local.path)
         found = objects(cache)
         bad = damaged(found)
+        cut = [path for path in [Path(repo.tmp_dir) / "rwlock"] if _is_cut(path)]
         made = list(outputs(repo))
         changed = [out for out in made if hashes.of(out.path) != out.md5]
     names = {path.parent.name + path.name for path in bad}
     restored = [out.path for out in changed if names & made_of(out, cache)]
     edited = [out.path for out in changed if out.path not in restored]
-    if not names and not changed:
+    if not names and not changed and not cut:
         return (
             f"{len(found):,} objects of DVC's cache are what their names say, and {len(made):,} "
             "outputs what dvc.lock says"
         )
     gone = [*map(str, restored), *(f"{name} in DVC's cache" for name in sorted(names))]
     told = []
+    if cut:
+        done = "deleted" if remove else "--remove deletes it"
+        told.append(f"cut short: .dvc/tmp/rwlock, DVC's note of what it was doing; {done}")
     if gone:
         done = "deleted" if remove else "--remove deletes them"
         told.append(f"damaged: {_some(gone)}; {done}, and `dvc repro` makes them again")
@@ -89,11 +94,19 @@ def verify(*, remove: bool) -> str:
         advice = "delete them, and `dvc checkout` brings back what was there"
         told.append(f"not what dvc.lock says, and left alone: {_some(edited)}; {advice}")
     if remove:
-        for path in [*bad, *restored]:
+        for path in [*cut, *bad, *restored]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if edited or not remove:
         raise DamageError("; ".join(told))
-    return told[0]
+    return "; ".join(told)
+
+
+def _is_cut(path: Path) -> bool:
+    try:
+        files.read_json(path)
+    except files.RecordError:
+        return path.is_file() and path.stat().st_size > 0
+    return False
 
 
 def made_of(out: Output, cache: Path) -> set[str]:
