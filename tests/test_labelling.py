@@ -401,6 +401,12 @@ def test_a_link_is_refused_since_an_append_would_change_what_it_leads_to(kept, t
         Book(kept.path)
 
 
+def test_a_folder_in_the_place_of_the_file_is_refused(kept):
+    kept.path.mkdir(parents=True)
+    with pytest.raises(RecordError, match=r"ann.jsonl: is a folder, .* move it away$"):
+        Book(kept.path)
+
+
 def test_nothing_but_the_labelers_file_is_left_in_the_folder_of_labels(kept):
     kept.append(fields_of(planned()[0]), seen=0)
     assert [path.name for path in kept.path.parent.iterdir()] == ["ann.jsonl"]

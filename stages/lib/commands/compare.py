@@ -23,7 +23,7 @@ from stages.lib.reporting import comparison
 from stages.lib.reporting.comparison import Plan, Scoring
 from stages.lib.runtime import files, params
 from stages.lib.runtime.files import RecordError
-from stages.lib.runtime.schema import Refusal, check, check_json
+from stages.lib.runtime.schema import Refusal, Seed, check, check_json
 from stages.lib.runtime.tracking.store import flatten
 from stages.lib.scores import Key, Score
 
@@ -222,7 +222,7 @@ def main() -> None:
             "reports/comparison.json: neither here nor in an experiment; run `dvc repro` first"
         )
     baseline = given.baseline or plan.baseline
-    lines = compare(entries, baseline, plan, scoring, settings["seed"])
+    lines = compare(entries, baseline, plan, scoring, params.load("seed", Seed))
     print(as_csv(lines, plan.metric) if given.csv else table(lines, baseline, plan.metric))
 
 

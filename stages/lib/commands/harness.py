@@ -20,7 +20,7 @@ from stages.lib.base import Base
 from stages.lib.commands import refusal
 from stages.lib.reporting import numerals
 from stages.lib.runtime import files, params
-from stages.lib.runtime.schema import Refusal
+from stages.lib.runtime.schema import Refusal, Seed
 
 HEAD = ("task", "metric", "n", "baseline", "policy", "difference")
 ARROWS = {True: " ↑", False: " ↓", None: ""}
@@ -44,7 +44,7 @@ def run(
     from stages.lib import answering, models, standard_tasks
 
     tree = params.read(root / "params.yaml")
-    folder = policy_folder(root, list(tree["policies"]), policy)
+    folder = policy_folder(root, list(params.section(tree, "policies")), policy)
     asked = standard_tasks.find(_some(tasks, limit, batch), include)
     base = params.load("base", Base, root / "params.yaml")
     subject = answering.open_subject(root / "models/base", folder, base)
@@ -54,7 +54,8 @@ def run(
         before = standard_tasks.measure(subject.reference, asked, limit=limit, batch=batch)
     with models.adapter(subject.policy, subject.adapter):
         after = standard_tasks.measure(subject.policy, asked, limit=limit, batch=batch)
-    resamples, seed = tree["report"]["resamples"], tree["seed"]
+    seed = params.load("seed", Seed, root / "params.yaml")
+    resamples = params.load("report.resamples", int, root / "params.yaml")
     found = {
         "policy": policy,
         "adapter": _digest(folder / "adapter_model.safetensors"),

@@ -52,7 +52,7 @@ def open_session(
     settings = params.read()
     asked: People = params.load(ENTRY, People)
     asked = _overridden(asked, criterion, task)
-    require_labeler(labeler, asked, settings["labelers"])
+    require_labeler(labeler, asked, params.section(settings, "labelers"))
     prompts, completions = _given(asked, settings)
     folder = Path(asked.reads)
     gold = _gold(asked, labeler, folder)

@@ -112,6 +112,8 @@ class Book:
 
     def _require_own(self) -> None:
         """An append to a link would change the file it leads to, such as one of DVC's cache."""
+        if self.path.is_dir():
+            raise RecordError(f"{self.path}: is a folder, and answers go to a file; move it away")
         if self.path.is_symlink() or (self.path.exists() and self.path.stat().st_nlink > 1):
             raise RecordError(
                 f"{self.path}: is a link to a file elsewhere, which an answer would change as "
