@@ -67,7 +67,7 @@ class Try:
     faults: list[str]
     """What did not hold; empty where all did."""
     cut: bool = False
-    """Whether DVC's own note, .dvc/tmp/rwlock, was cut short, so that `make verify` had to remove it."""
+    """Whether dvc.lock or .dvc/tmp/rwlock was cut short, so that `make verify` had to remove it."""
 
 
 @dataclass(frozen=True)
@@ -401,9 +401,11 @@ def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
     faults = [one for some in more for one in some]
     faults += [f"a traceback: {_last_line(shown)}"] * ("Traceback" in shown)
     again = shell(graph.folder, *command(stage), check=False)  # what was kept may be found
-    cut = "Unable to read RWLock-file" in again.stderr
-    if cut:  # DVC does not write it whole or not at all
-        shell(graph.folder, "python", "-m", "stages.lib.commands.verify", "--remove")
+    verify = ("python", "-m", "stages.lib.commands.verify", "--remove")
+    mended = shell(graph.folder, *verify, check=False) if again.returncode else None
+    cut = "cut short" in mended.stdout if mended else False
+    if cut:  # what DVC does not write whole or not at all
+        shell(graph.folder, "dvc", "repro")  # the other stages come back from its cache of runs
         again = shell(graph.folder, *command(stage), check=False)
     said = again.stdout + again.stderr
     if again.returncode:
@@ -486,7 +488,7 @@ def table(done: list[Try]) -> str:
         f"| all | {len({one.stage for one in hit})} | {sum(one.hit for one in hit)} | {sum(bool(one.faults) for one in hit)} | |"
     )
     cut = sum(one.cut for one in done)
-    return "\n".join([*lines, "", f"DVC's own .dvc/tmp/rwlock was cut short in {cut} tries."])
+    return "\n".join([*lines, "", f"dvc.lock or .dvc/tmp/rwlock was cut short in {cut} tries."])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from stages.lib.runtime.declared import Declared
 GRAPH = """
 stages:
   make:
-    cmd: mkdir -p out && echo hello > out/a && mkdir out/b && echo you > out/b/c && echo one > file
+    cmd: cat given && mkdir -p out && echo hello > out/a && mkdir out/b && echo you > out/b/c && echo one > file
+    deps: [given]  # without, DVC would not look into its cache of runs
     outs: [out, file]
 """
 
@@ -22,6 +23,7 @@ stages:
 def repo(tmp_path):
     (tmp_path / "stages").symlink_to(Path(__file__).parent.parent / "stages")
     (tmp_path / "dvc.yaml").write_text(GRAPH)
+    (tmp_path / "given").write_text("this")
     for words in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
         shell(tmp_path, *words)
     return tmp_path
@@ -109,16 +111,27 @@ def test_a_damaged_file_takes_its_folder_with_it(repo):
     assert md5s(repo) == before
 
 
-def test_dvc_s_own_note_that_a_kill_cut_short_is_removed(repo):
+def test_what_dvc_writes_itself_and_a_kill_cut_short_is_removed_and_comes_back(repo):
+    before = md5s(repo)
+    lock = (repo / "dvc.lock").read_text()
     note = repo / ".dvc/tmp/rwlock"
-    note.write_text('{"/a/b": {"wri')
-    stuck = shell(repo, "dvc", "repro", check=False)
-    assert "Unable to read RWLock-file" in stuck.stderr, "DVC mends it by itself now; this can go"
-    assert "cut short: .dvc/tmp/rwlock" in verify(repo).stderr
-    done = verify(repo, "--remove")
-    assert (done.returncode, "deleted" in done.stdout) == (0, True)
-    shell(repo, "dvc", "repro")
-    assert verify(repo).returncode == 0
+    for path, cut, told in (
+        (note, '{"/a/b": {"wri', "Unable to read RWLock-file"),
+        (repo / "dvc.lock", lock[: lock.rindex("    - path")] + "    - path: f\n      si", ""),
+    ):
+        path.write_text(cut)
+        stuck = shell(repo, "dvc", "repro", check=False)
+        assert stuck.returncode, "DVC mends it by itself now; this can go"
+        assert told in stuck.stderr
+        assert f"cut short: {path.relative_to(repo)}; --remove" in verify(repo).stderr
+        assert path.exists()
+        done = verify(repo, "--remove")
+        assert done.returncode == 0, done.stderr
+        assert f"cut short: {path.relative_to(repo)}; deleted" in done.stdout
+        again = shell(repo, "dvc", "repro")
+        assert "Running stage" not in again.stdout  # DVC's cache of runs has it
+        assert md5s(repo) == before
+        assert verify(repo).returncode == 0
 
 
 def test_what_somebody_changed_by_hand_is_said_and_left_alone(repo):

@@ -3,10 +3,11 @@
     python -m stages.lib.commands.verify [--remove]
 
 Objects of the cache are named by their content. With --remove those that are damaged go, and so
-does what was restored from them, so that `dvc repro` makes it again. So does DVC's own note of what
-it reads and writes, .dvc/tmp/rwlock, where a kill cut it short: DVC does without, but not with a
-half. An output that differs though its objects are whole was changed by hand, and stays. The status
-is 1 where something is wrong and stays.
+does what was restored from them, so that `dvc repro` makes it again. So do dvc.lock and DVC's note
+of what it reads and writes, .dvc/tmp/rwlock, where a kill cut them short, and DVC would refuse for
+ever: `dvc repro` brings dvc.lock back from DVC's cache of runs, without running what had run. An
+output that differs though its objects are whole was changed by hand, and stays. The status is 1
+where something is wrong and stays.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.dvcfile import Lockfile
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from tqdm import tqdm
 
@@ -68,25 +71,29 @@ def verify(*, remove: bool) -> str:
         DamageError: something is damaged and `remove` is not asked for, or was changed by hand.
     """
     with Repo() as repo:
+        cut = list(_cut_short(repo))
+        if cut and not remove:
+            raise DamageError(
+                f"cut short: {_some(cut)}; --remove deletes that, and `dvc repro` goes on"
+            )
+        for path in cut:
+            path.unlink()
         cache = Path(repo.cache.local.path)
         found = objects(cache)
         bad = damaged(found)
-        cut = [path for path in [Path(repo.tmp_dir) / "rwlock"] if _is_cut(path)]
         made = list(outputs(repo))
         changed = [out for out in made if hashes.of(out.path) != out.md5]
     names = {path.parent.name + path.name for path in bad}
     restored = [out.path for out in changed if names & made_of(out, cache)]
     edited = [out.path for out in changed if out.path not in restored]
-    if not names and not changed and not cut:
-        return (
+    told = [f"cut short: {_some(cut)}; deleted"] if cut else []
+    if not names and not changed:
+        whole = (
             f"{len(found):,} objects of DVC's cache are what their names say, and {len(made):,} "
             "outputs what dvc.lock says"
         )
+        return "; ".join([*told, whole])
     gone = [*map(str, restored), *(f"{name} in DVC's cache" for name in sorted(names))]
-    told = []
-    if cut:
-        done = "deleted" if remove else "--remove deletes it"
-        told.append(f"cut short: .dvc/tmp/rwlock, DVC's note of what it was doing; {done}")
     if gone:
         done = "deleted" if remove else "--remove deletes them"
         told.append(f"damaged: {_some(gone)}; {done}, and `dvc repro` makes them again")
@@ -94,19 +101,26 @@ def verify(*, remove: bool) -> str:
         advice = "delete them, and `dvc checkout` brings back what was there"
         told.append(f"not what dvc.lock says, and left alone: {_some(edited)}; {advice}")
     if remove:
-        for path in [*cut, *bad, *restored]:
+        for path in [*bad, *restored]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if edited or not remove:
         raise DamageError("; ".join(told))
     return "; ".join(told)
 
 
-def _is_cut(path: Path) -> bool:
-    try:
-        files.read_json(path)
-    except files.RecordError:
-        return path.is_file() and path.stat().st_size > 0
-    return False
+def _cut_short(repo: Repo) -> Iterator[Path]:
+    """Yield what DVC cannot read of its own files; it does not write them whole or not at all."""
+    note, lock = Path(repo.tmp_dir) / "rwlock", Path("dvc.lock")
+    if note.is_file() and note.stat().st_size:
+        try:
+            files.read_json(note)
+        except files.RecordError:
+            yield note.relative_to(repo.root_dir)
+    if lock.is_file():
+        try:
+            Lockfile(repo, lock.name).load()
+        except DvcException:
+            yield lock
 
 
 def made_of(out: Output, cache: Path) -> set[str]:
