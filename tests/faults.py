@@ -426,7 +426,8 @@ def attempt(graph: Graph, kind: str, stage: str, rng: random.Random) -> Try:
 def _told(shown: str) -> str:
     """What the user reads of a failure: the stage's own line, else DVC's."""
     lines = [line.strip() for line in shown.splitlines() if line.strip()]
-    own = [line for line in lines if "Error: " in line and not line.startswith("ERROR: ")]
+    own = [line for line in lines if line.startswith("MLflow at ")]
+    own += [line for line in lines if "Error: " in line and not line.startswith("ERROR: ")]
     return (own or [line for line in lines if line.startswith("ERROR")] or lines or [""])[-1][:300]
 
 
@@ -473,7 +474,7 @@ def main() -> int:
 def table(done: list[Try]) -> str:
     """The rows of docs/reliability.md."""
     lines = [
-        "| fault | stages | tries | something lost | what is said, once |",
+        "| fault | stages | hits | lost | what is said, once |",
         "|---|---|---|---|---|",
     ]
     for kind in dict.fromkeys(one.kind for one in done):
