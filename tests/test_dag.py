@@ -108,6 +108,7 @@ OWNERS = {
     "accelerate": {"runtime/processes"},
     "dvc": {
         "runtime/declared",
+        "commands/export",
         "commands/plan",
         "commands/refusal",
         "commands/revisions",

@@ -89,7 +89,11 @@ def test_going_back_to_an_earlier_configuration_runs_nothing_and_names_its_paren
 
 
 @pytest.mark.parametrize(
-    ("how", "epochs", "left"), [(signal.SIGKILL, 12, "RUNNING"), (signal.SIGTERM, 11, "KILLED")]
+    ("how", "epochs", "left"),
+    [
+        (signal.SIGKILL, 12, "RUNNING"),
+        pytest.param(signal.SIGTERM, 11, "KILLED", marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_that_was_stopped_goes_on_in_the_same_run(clean, how, epochs, left):
     from mlflow import MlflowClient
