@@ -238,7 +238,7 @@ def test_the_same_seed_gives_the_same_outputs_twice(clean):  # property 35
 
     before = hashes()
     shutil.rmtree(clean / ".cache/items")  # nor is anything found that was made before
-    for stage in ("sample@base", "align@dpo"):  # tests/faults.py does so with every stage
+    for stage in ("sample@base", "reward", "align@dpo", "evaluate@dpo"):
         shell(clean, "dvc", "repro", "-f", "-s", stage)
     assert hashes() == before
 

@@ -341,10 +341,17 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_figures(
     monkeypatch.setattr(loop.Training, "_step", dies)
     with pytest.raises(Killed):
         fresh(tmp_path / "again").run()
-    assert (tmp_path / "again/ck/checkpoint-4").is_dir()
-    monkeypatch.setattr(loop.Training, "_step", real)
+    assert sorted(p.name for p in (tmp_path / "again/ck").iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+    steps = []
+    monkeypatch.setattr(
+        loop.Training, "_step", lambda self: (steps.append(self.progress.step), real(self))[1]
+    )
     again = fresh(tmp_path / "again")
     found = again.run()
+    assert steps[0] == 4  # it went on, and did not begin again
     plain = [json.dumps(dataclasses.asdict(one), sort_keys=True) for one in (found, expected)]
     assert plain[0] == plain[1]  # rows, looks, beta and averages; as text, for NaN is not NaN
     for key, one in weights(whole).items():

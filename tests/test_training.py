@@ -51,6 +51,16 @@ def test_a_checkpoint_that_is_spoilt_is_passed_over(tmp_path, spoil):
     assert training.last_whole(tmp_path) is None
 
 
+def test_what_is_sealed_before_it_is_in_place_is_whole_there(tmp_path):
+    """PPO writes its states so."""
+    with files.whole_folder(tmp_path / "checkpoint-4") as folder:
+        (folder / "weights").write_bytes(bytes(range(100)))
+        sealed.seal(folder)
+    assert training.last_whole(tmp_path) == tmp_path / "checkpoint-4"
+    flip(tmp_path / "checkpoint-4")
+    assert training.last_whole(tmp_path) is None
+
+
 def test_no_checkpoints_are_none(tmp_path):
     assert training.last_whole(tmp_path / "nowhere") is None
 

@@ -174,24 +174,19 @@ def fit(trainer: Trainer, checkpoints: Path) -> list[dict[str, float]]:
         One row a step: step, loss, learning_rate, grad_norm and what the algorithm logs. Rows
         from before a kill are among them, restored with the checkpoint.
     """
-    last = processes.from_first(lambda: _last(checkpoints))
+    last = processes.from_first(lambda: last_whole(checkpoints))
     processes.copy_first(trainer.model.parameters())
     tracking.go_on_from(checkpoints)
     tracking.watch()
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
     trainer.add_callback(Sealing)
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [
         {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
         for row in trainer.state.log_history
         if "loss" in row
     ]
-
-
-def _last(checkpoints: Path) -> str | None:
-    last = last_whole(checkpoints)
-    return str(last) if last else None
 
 
 def last_whole(checkpoints: Path) -> Path | None:

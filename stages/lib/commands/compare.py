@@ -28,8 +28,9 @@ from stages.lib.runtime.tracking.store import flatten
 from stages.lib.scores import Key, Score
 
 COSTS = {"perplexity": "perplexity", "dist2": "dist-2", "kl_exact": "KL"}
-T = TypeVar("T")
 DIGITS = {"perplexity": 1, "dist-2": 3, "KL": 1}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,9 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for root, _, names in os.walk(folder):
         for name in names:
             file = Path(root, name)
-            if not files.is_partial(file):  # .dvcignore has these too
-                yield file.relative_to(folder).as_posix(), file
+            within = file.relative_to(folder)
+            if not files.is_partial(within):  # .dvcignore has these too
+                yield within.as_posix(), file
 
 
 def _of_file(file: Path, memory: Memory) -> str:

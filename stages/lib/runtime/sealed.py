@@ -25,8 +25,10 @@ def is_whole(folder: Path) -> bool:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
+    """Hash of each file, by its place in the folder, which may itself not be in place yet."""
+    names = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
     return {
-        str(file.relative_to(folder)): files.sha256(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != SEAL and not files.is_partial(file)
+        str(name): files.sha256(folder / name)
+        for name in names
+        if name.name != SEAL and not files.is_partial(name)
     }
